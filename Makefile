@@ -1,0 +1,45 @@
+# The few commands a person types. `make demo` and `make test` do all the set-up too.
+.PHONY: demo test lint bench lock clean
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The lock's own name is in the stamp's, so that a changed lock installs again.
+READY := $(VENV)/.installed
+RUN := demo
+CONFIG := config/config.yaml
+
+demo: $(READY)
+	@mkdir -p results
+	@# flock keeps two runs apart; under it, a lock that a killed run left behind is safe to remove.
+	@exec 9> results/.make.lock; flock -n 9 || { echo "make: another run is going on here" >&2; exit 1; }; \
+	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	snakemake --unlock --cores 1 --configfile $(CONFIG) > /dev/null 2>&1; \
+	snakemake --cores all --configfile $(CONFIG) --nolock all report && \
+	echo && echo "Tables:  results/$(RUN)/tables/*.md (also .csv .tex .html)" && \
+	echo "Figures: results/$(RUN)/figures/*.png (also .svg .pdf)" && \
+	echo "Report:  results/$(RUN)/report.html"
+
+test: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakefmt --check --diff Snakefile workflow/rules
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/snakemake --lint --configfile $(CONFIG)
+
+bench: $(READY)
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lock:
+	envs/lock.sh
+
+$(READY): envs/requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf results/$(RUN)

@@ -1,0 +1,3 @@
+"""Prune decoder layers out of vision-language models and prove what that did."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,202 @@
+"""The configuration: read against its schema, completed with defaults, checked before any work.
+
+Loads without torch. The schema (`workflow/schemas/config.schema.yaml`) is the documentation of
+every key and holds the defaults, which are the paper's own recipe.
+"""
+
+import copy
+import difflib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from interlace.errors import InputError
+from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.io import read_json
+
+Config = dict[str, Any]
+
+
+def load_schema(path: Path) -> dict[str, Any]:
+    """Return the schema at `path`."""
+    with path.open(encoding="utf-8") as handle:
+        return yaml.safe_load(handle)
+
+
+def complete(
+    config: Config, schema: dict[str, Any], demo_models: Mapping[str, int] | None = None
+) -> Config:
+    """Return `config` checked against `schema` and completed with its defaults.
+
+    `demo_models` maps the names of the demo's base models to their number of decoder layers.
+    Raises InputError with one line that names the key, what is wrong and what is possible.
+    """
+    validator = jsonschema.Draft202012Validator(schema)
+    error = jsonschema.exceptions.best_match(validator.iter_errors(config))
+    if error is not None:
+        raise InputError(_one_line(error))
+    config = _with_defaults(copy.deepcopy(config), schema)
+    _check(config, demo_models or {})
+    return config
+
+
+def _with_defaults(value: Any, schema: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        for key, sub in schema.get("properties", {}).items():
+            if key not in value and "default" in sub:
+                value[key] = copy.deepcopy(sub["default"])
+            if key in value:
+                value[key] = _with_defaults(value[key], sub)
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            for key in value:
+                value[key] = _with_defaults(value[key], extra)
+    return value
+
+
+def _one_line(error: jsonschema.ValidationError) -> str:
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
+    place = place.lstrip(".") or "top level"
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))
+        key = unknown[0]
+        return f"config: unknown key '{key}' at {place}{_near(key, known)}"
+    if error.validator == "enum":
+        return f"config: {place}: '{error.instance}' is unknown{_near(error.instance, error.validator_value)}"
+    if error.validator == "required":
+        return f"config: {place}: {error.message}; add it (config/README.md explains every key)"
+    return f"config: {place}: {error.message} (config/README.md explains every key)"
+
+
+def _near(word: Any, known: list[Any]) -> str:
+    names = [str(k) for k in known]
+    close = difflib.get_close_matches(str(word), names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{hint} (possible: {', '.join(names)})"
+
+
+def _check(config: Config, demo_models: Mapping[str, int]) -> None:
+    """Check what a schema cannot say."""
+    models, experiments = config["models"], config["experiments"]
+    primary = experiments["primary"]
+    if primary is None:
+        experiments["primary"] = next(iter(models))
+    elif primary not in models:
+        raise InputError(
+            f"config: experiments.primary: '{primary}' is no key of models{_near(primary, list(models))}"
+        )
+    for key, model in models.items():
+        model.setdefault("label", key)
+        depth = None
+        if model["source"] == "local":
+            depth = _checkpoint_depth(key, Path(model["path"]))
+        elif model["source"] == "demo":
+            if model["path"] not in demo_models:
+                raise InputError(
+                    f"config: models.{key}.path: '{model['path']}' is no base model of the demo"
+                    + _near(model["path"], list(demo_models))
+                )
+            depth = demo_models[model["path"]]
+        _check_ratios(experiments, key, depth)
+    if config["data"]["source"] == "local":
+        _check_samples_folder(config["data"]["path"])
+    _check_evaluation(config["evaluation"])
+    deepspeed = Path(config["finetune"]["deepspeed"])
+    if not deepspeed.is_file():
+        raise InputError(f"config: finetune.deepspeed: {deepspeed}: no such file")
+
+
+def _check_ratios(experiments: Config, key: str, depth: int | None) -> None:
+    """Check that every ratio drops at least one layer and at most a third (K = floor(rho L))."""
+    places = [("experiments.ratio", experiments["ratio"])]
+    places += [(f"experiments.ratios[{i}]", r) for i, r in enumerate(experiments["ratios"])]
+    for place, ratio in places:
+        if ratio > 33:
+            raise InputError(
+                f"config: {place}: {ratio} % is more than a third of the layers, and every dropped "
+                "layer needs a triplet of its own; use at most 33"
+            )
+        if depth is not None and ratio * depth // 100 == 0:
+            raise InputError(
+                f"config: {place}: {ratio} % of the {depth} layers of {key} drops no layer; "
+                f"use at least {-(-100 // depth)}"
+            )
+
+
+def _checkpoint_depth(key: str, folder: Path) -> int | None:
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"config: models.{key}.path: {folder} holds no config.json; "
+            "give the folder of a Hugging Face checkpoint"
+        )
+    settings = read_json(folder / "config.json")
+    return settings.get("text_config", settings).get("num_hidden_layers")
+
+
+def _check_samples_folder(path: str | None) -> None:
+    if path is None:
+        raise InputError(
+            "config: data.path: missing; give the folder that holds <subset>/*.parquet"
+        )
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"config: data.path: {folder}: no such folder")
+    if next(folder.glob("*/*.parquet"), None) is None:
+        raise InputError(
+            f"config: data.path: {folder} holds no <subset>/*.parquet; one folder per subset is expected"
+        )
+
+
+def _check_evaluation(evaluation: Config) -> None:
+    source, grader = evaluation["source"], evaluation["grader"]
+    if source not in ("official", "demo"):
+        for name in evaluation["benchmarks"]:
+            file = Path(source) / f"{BENCHMARKS[name].dataset}.tsv"
+            if not file.is_file():
+                raise InputError(
+                    f"config: evaluation.source: {file}: no such file; put it there or leave {name} "
+                    "out of evaluation.benchmarks"
+                )
+    graded = [n for n in evaluation["benchmarks"] if BENCHMARKS[n].needs_grader]
+    if graded and grader["kind"] == "none":
+        raise InputError(
+            f"config: evaluation.grader.kind: {graded[0]} needs a grader; set kind to openai with "
+            f"base_url and model, or leave {graded[0]} out of evaluation.benchmarks"
+        )
+    if grader["kind"] == "openai" and not (grader["base_url"] and grader["model"]):
+        raise InputError("config: evaluation.grader: kind openai needs base_url and model")
+    if evaluation["do_sample"] and evaluation["temperature"] is None:
+        raise InputError(
+            "config: evaluation.temperature: needed when do_sample is true (released: 0.7)"
+        )
+
+
+def accelerator_missing(config: Config) -> str | None:
+    """Return the complaint if this machine lacks the GPUs that a job of the run asks for."""
+    stages = [name for name, stage in config["resources"].items() if stage["gpu"]]
+    if not stages or any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi"):
+        return None
+    places = ", ".join(f"resources.{name}.gpu" for name in stages)
+    return (
+        f"config: {places}: jobs ask for a GPU and this machine has none; run with "
+        "--profile profiles/slurm on a cluster, or set these to 0 to run on the CPU"
+    )
+
+
+def standin_reasons(config: Config) -> list[str]:
+    """Return why this run's numbers are not the paper's: empty for real models, data and benchmarks."""
+    reasons = []
+    if any(m["source"] == "demo" for m in config["models"].values()):
+        reasons.append("stand-in models")
+    if config["data"]["source"] == "demo":
+        reasons.append("stand-in data")
+    if config["evaluation"]["source"] == "demo":
+        reasons.append("stand-in benchmarks")
+    if config["evaluation"]["grader"]["kind"] == "demo":
+        reasons.append("rule-based stand-in grader")
+    return reasons

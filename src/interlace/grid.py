@@ -1,0 +1,249 @@
+"""The experiment grid: which checkpoints, evaluations and TTFT files each table needs.
+
+A pure function of the configuration; loads without torch. Every path below a run's folder is
+spelled here and nowhere else, so that the rules can stay free of functions.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interlace.evaluation.benchmarks import BENCHMARKS
+
+TWO_FOUR = ("wanda_2_4", "magnitude_2_4")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One evaluation: a model's variant in a generation mode."""
+
+    model: str
+    variant: str
+    mode: str
+
+
+def variant_id(method: str, ratio: int | None = None, *, tuned: bool = False) -> str:
+    """Return the id of a variant: `dense`, `dense-ft`, `wanda_2_4`, `interlace-25-ft`, `sleb-25`."""
+    return method + (f"-{ratio}" if ratio is not None else "") + ("-ft" if tuned else "")
+
+
+def plan_id(variant: str) -> str:
+    """Return the plan that a variant's checkpoint is made by."""
+    return variant.removesuffix("-ft")
+
+
+def split_plan_id(plan: str) -> tuple[str, int | None]:
+    """Return (method, ratio in percent or None) of a plan id."""
+    method, _, ratio = plan.partition("-")
+    return method, int(ratio) if ratio else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a configuration asks for. `root` is the run's folder."""
+
+    config: dict[str, Any]
+    root: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path("results") / self.config["run"])
+
+    # -- the experiments ------------------------------------------------------------------------
+
+    @property
+    def models(self) -> list[str]:
+        """Keys of all base models."""
+        return list(self.config["models"])
+
+    @property
+    def primary(self) -> str:
+        """Key of the model that methods are compared on."""
+        return self.config["experiments"]["primary"]
+
+    @property
+    def reference(self) -> str:
+        """Variant of the main method at the ratio of the comparisons."""
+        experiments = self.config["experiments"]
+        return variant_id(experiments["method"], experiments["ratio"], tuned=True)
+
+    def ladder(self) -> list[str]:
+        """Variants of Tables 1 and 4: the main method at every ratio, tuned."""
+        experiments = self.config["experiments"]
+        return [variant_id(experiments["method"], r, tuned=True) for r in experiments["ratios"]]
+
+    def comparison(self) -> list[str]:
+        """Variants of Table 2 in its order: Dense, Dense-FT, the baselines, the main method."""
+        experiments = self.config["experiments"]
+        rows = ["dense", "dense-ft"]
+        for method in experiments["baselines"]:
+            if method in TWO_FOUR:
+                rows.append(method)
+            else:
+                rows += [variant_id(method, experiments["ratio"], tuned=t) for t in (False, True)]
+        return [*rows, self.reference]
+
+    def ablations(self) -> list[str]:
+        """Variants of Tables 3 and 5: the ablations, the main method, Dense."""
+        experiments = self.config["experiments"]
+        ratio = experiments["ratio"]
+        others = [variant_id(m, ratio, tuned=True) for m in experiments["ablations"]]
+        return [*others, self.reference, "dense"]
+
+    def cells(self, table: int) -> list[Cell]:
+        """Return the evaluations that a table is made of."""
+        if table == 1:
+            variants = ["dense", *self.ladder()]
+            return [Cell(m, v, "cot") for m in self.models for v in variants]
+        if table == 2:
+            return [Cell(self.primary, v, "limited") for v in self.comparison()]
+        if table in (3, 5):
+            return [Cell(self.primary, v, "cot") for v in self.ablations()]
+        if table == 6:
+            modes = ("cot", "limited")
+            return [Cell(self.primary, v, m) for m in modes for v in ("dense", "dense-ft")]
+        return []
+
+    def ttft_variants(self, table: int) -> list[tuple[str, str]]:
+        """Return the (model, variant) pairs whose TTFT a table shows; dense is in each pair's file."""
+        if table == 4:
+            return [(m, v) for m in self.models for v in self.ladder()]
+        if table == 2:
+            return [(self.primary, v) for v in self.comparison() if v != "dense"]
+        return []
+
+    def all_cells(self) -> list[Cell]:
+        """Return every evaluation of the run, each once, in the order of the tables."""
+        return _unique(c for t in self.config["tables"] for c in self.cells(t))
+
+    def all_ttft(self) -> list[tuple[str, str]]:
+        """Return every (model, variant) whose TTFT the run measures, each once."""
+        return _unique(p for t in self.config["tables"] for p in self.ttft_variants(t))
+
+    def ttft_groups(self) -> list[tuple[str, list[str]]]:
+        """Return (model, variants) groups that one TTFT job measures beside dense."""
+        size = self.config["ttft"]["variants_per_job"]
+        groups = []
+        for model in self.models:
+            variants = [v for m, v in self.all_ttft() if m == model]
+            groups += [(model, variants[i : i + size]) for i in range(0, len(variants), size)]
+        return groups
+
+    def checkpoints_wanted(self) -> list[tuple[str, str]]:
+        """Return every (model, variant) that the run makes a checkpoint of (dense is the base)."""
+        pairs = [(c.model, c.variant) for c in self.all_cells()] + self.all_ttft()
+        return _unique(p for p in pairs if p[1] != "dense")
+
+    def plans_wanted(self) -> list[tuple[str, str]]:
+        """Return every (model, plan id) that the run makes."""
+        pairs = [(m, plan_id(v)) for m, v in self.checkpoints_wanted() if v not in TWO_FOUR]
+        return _unique(pairs)
+
+    # -- paths ----------------------------------------------------------------------------------
+
+    def path(self, *parts: str) -> str:
+        """Return a path below the run's folder."""
+        return str(self.root.joinpath(*parts))
+
+    def checkpoint(self, model: str, variant: str) -> str:
+        """Return the folder of a variant's checkpoint; the base model's for dense."""
+        if variant == "dense":
+            return self.path(model, "base")
+        return self.path(model, "checkpoints", variant)
+
+    def plan_inputs(self, model: str, plan: str) -> dict[str, Any]:
+        """Return the files a plan is made from."""
+        method, _ = split_plan_id(plan)
+        inputs: dict[str, Any] = {
+            "base": self.path(model, "base"),
+            "packs": [self.path(model, "scores", f"pack{k}.json") for k in (1, 2, 3)],
+        }
+        if method == "sleb":
+            inputs["sleb"] = self.path(model, "scores", "sleb.json")
+        return inputs
+
+    def score_files(self) -> list[str]:
+        """Return the score files of every model, SLEB's among them where a plan needs it."""
+        files = [
+            self.path(m, "scores", name)
+            for m in self.models
+            for name in ("windows.parquet", "pack1.json", "pack2.json", "pack3.json")
+        ]
+        sleb = [m for m, plan in self.plans_wanted() if split_plan_id(plan)[0] == "sleb"]
+        return files + [self.path(m, "scores", "sleb.json") for m in _unique(sleb)]
+
+    def sample_source(self) -> list[str]:
+        """Return the folder that samples are drawn from; nothing for a hub dataset."""
+        data = self.config["data"]
+        if data["source"] == "demo":
+            return [self.path("demo", "finevision")]
+        return [data["path"]] if data["source"] == "local" else []
+
+    def benchmark_sources(self) -> list[str]:
+        """Return the TSVs that benchmarks are prepared from; nothing where VLMEvalKit fetches them."""
+        source = self.config["evaluation"]["source"]
+        if source == "official":
+            return []
+        folder = self.path("benchmarks") if source == "demo" else source
+        return [str(Path(folder) / f"{dataset}.tsv") for dataset in self.datasets()]
+
+    def datasets(self) -> list[str]:
+        """Return VLMEvalKit's names of the run's benchmarks."""
+        return [BENCHMARKS[name].dataset for name in self.config["evaluation"]["benchmarks"]]
+
+    def benchmark_files(self) -> list[str]:
+        """Return the record of every prepared benchmark."""
+        return [self.path("benchmarks", f"{dataset}.json") for dataset in self.datasets()]
+
+    def evaluation_files(self, cells: list[Cell] | None = None) -> list[str]:
+        """Return the result files of `cells` (all cells by default)."""
+        return [
+            self.path(c.model, "evaluation", c.variant, c.mode, f"{name}.json")
+            for c in (self.all_cells() if cells is None else cells)
+            for name in self.config["evaluation"]["benchmarks"]
+        ]
+
+    def ttft_files(self, pairs: list[tuple[str, str]] | None = None) -> list[str]:
+        """Return the TTFT files of (model, variant) `pairs` (all by default)."""
+        return [
+            self.path(model, "ttft", variant, f"{name}.json")
+            for model, variant in (self.all_ttft() if pairs is None else pairs)
+            for name in self.config["evaluation"]["benchmarks"]
+        ]
+
+    def table_inputs(self, table: int) -> dict[str, list[str]]:
+        """Return the result files that a table is made from."""
+        return {
+            "evaluations": self.evaluation_files(self.cells(table)),
+            "ttft": self.ttft_files(self.ttft_variants(table)),
+        }
+
+    def table_files(self, table: int) -> list[str]:
+        """Return the files of a table in every format."""
+        return [self.path("tables", f"table{table}.{e}") for e in ("csv", "md", "tex", "html")]
+
+    def figure_names(self) -> list[str]:
+        """Return the figures that the run's tables have the data for."""
+        names = [f"figure2_{plan}_{model}" for model, plan in self._figure2_plans()]
+        if 6 in self.config["tables"]:
+            names.append("figure3_finetuning")
+        if self.plans_wanted():
+            names.append("figure4_similarity")
+        if self.all_ttft():
+            names += ["ttft_speedup", "ttft_breakdown"]
+        return names
+
+    def _figure2_plans(self) -> list[tuple[str, str]]:
+        wanted = (plan_id(self.reference), *map(plan_id, self.ladder()))
+        return [(m, p) for m, p in self.plans_wanted() if p in wanted]
+
+    def figure_files(self) -> list[str]:
+        """Return the files of every figure in every format."""
+        return [
+            self.path("figures", f"{n}.{e}")
+            for n in self.figure_names()
+            for e in ("svg", "pdf", "png")
+        ]
+
+
+def _unique(items: Any) -> list[Any]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,99 @@
+"""Files that are either whole or absent, and digests that tell one content from another."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from interlace.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; rename it to `path` only if the block succeeds.
+
+    A file or, with `directory=True`, a folder. Whatever was at `path` before is replaced. A killed
+    process leaves at most a `.partial` neighbour, which the next attempt removes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    if directory:
+        partial.mkdir()
+    yield partial
+    if directory:
+        remove(path)
+    partial.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a symbolic link or a folder with its content; nothing if it is absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused (ValueError)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a file that is missing or torn is an InputError that names it."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not valid JSON ({error}); delete it and run its stage again"
+        ) from None
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 (hex, 16 characters) of a JSON-able value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 (hex, 16 characters) of a file's bytes."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+
+
+def folder_digest(folder: str | Path, pattern: str = "*") -> str:
+    """Return one digest over names and bytes of the files below `folder` that match `pattern`."""
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob(pattern) if p.is_file())
+    return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
+
+
+def code_digest(folder: str | Path) -> str:
+    """Return a digest of the Python modules below `folder` that comments and layout don't change."""
+    trees = []
+    for path in sorted(Path(folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        trees.append([path.name, ast.dump(tree)])
+    return digest(trees)
+
+
+def finite(value: float) -> float | None:
+    """Return `value`, or None where it is NaN or infinite, so that it can stand in JSON."""
+    return float(value) if math.isfinite(value) else None

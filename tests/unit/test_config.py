@@ -1,0 +1,121 @@
+"""The configuration: defaults, and one clear line for every mistake."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from interlace.config import accelerator_missing, complete, load_schema, standin_reasons
+from interlace.config_docs import SCHEMA, describe
+from interlace.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_MODELS = {"standin_8b": 36, "standin_4b": 36}
+CONFIGS = ("config.yaml", "paper.yaml", "smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return load_schema(SCHEMA)
+
+
+@pytest.fixture
+def demo():
+    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+
+@pytest.fixture(autouse=True)
+def _at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_are_valid_and_complete(schema, name):
+    config = complete(yaml.safe_load((ROOT / "config" / name).read_text()), schema, DEMO_MODELS)
+    assert set(config) == set(schema["properties"])
+    assert complete(copy.deepcopy(config), schema, DEMO_MODELS) == config
+
+
+def test_defaults_are_the_papers_recipe(schema):
+    config = complete(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), schema)
+    tune = config["finetune"]
+    assert (tune["learning_rate"], tune["warmup_ratio"], tune["weight_decay"]) == (1e-5, 0.03, 0)
+    assert tune["micro_batch"] * tune["accumulation"] == 32
+    assert (tune["max_length"], tune["precision"], tune["epochs"]) == (8192, "bfloat16", 1)
+    assert config["data"]["fraction"] == 0.01
+    assert (config["data"]["max_images"], config["data"]["max_turns"]) == (3, 5)
+    assert config["evaluation"]["modes"] == {"cot": 16384, "limited": 50}
+    assert len(config["evaluation"]["benchmarks"]) == 12
+
+
+def test_every_key_has_a_description(schema):
+    def walk(node, place):
+        for key, sub in node.get("properties", {}).items():
+            assert sub.get("description"), f"{place}.{key}"
+            walk(sub, f"{place}.{key}")
+        extra = node.get("additionalProperties")
+        if isinstance(extra, dict):
+            walk(extra, f"{place}.*")
+        elif "properties" in node:
+            assert extra is False, f"{place} lets unknown keys through"
+
+    walk(schema, "config")
+
+
+def test_readme_of_the_configuration_is_written_from_the_schema(schema):
+    assert (ROOT / "config" / "README.md").read_text() == describe(schema)
+
+
+MISTAKES = [
+    (lambda c: c.update(sede=1), "unknown key 'sede' at top level; did you mean 'seed'?"),
+    (lambda c: c["finetune"].update(learning_rat=1), "unknown key 'learning_rat' at finetune"),
+    (lambda c: c.update(seed="a"), "seed: 'a' is not of type 'integer'"),
+    (lambda c: c.pop("run"), "'run' is a required property"),
+    (lambda c: c["evaluation"].update(benchmarks=["AI2"]), "did you mean 'AI2D'?"),
+    (lambda c: c.update(experiments={"baselines": ["slebb"]}), "did you mean 'sleb'?"),
+    (lambda c: c.update(experiments={"primary": "8b"}), "experiments.primary: '8b' is no key"),
+    (lambda c: c.update(experiments={"ratios": [10, 2]}), "experiments.ratios[1]: 2 % of the 36"),
+    (lambda c: c.update(experiments={"ratio": 50}), "experiments.ratio: 50 % is more than a third"),
+    (
+        lambda c: c["models"]["standin_8b"].update(path="tiny"),
+        "'tiny' is no base model of the demo",
+    ),
+    (
+        lambda c: c["models"]["standin_8b"].update(source="local", path="nowhere"),
+        "nowhere holds no config.json",
+    ),
+    (lambda c: c["data"].update(source="local", path="nowhere"), "nowhere: no such folder"),
+    (lambda c: c["data"].update(source="local", path="docs"), "docs holds no <subset>/*.parquet"),
+    (lambda c: c["evaluation"].update(grader={"kind": "none"}), "MIABench needs a grader"),
+    (lambda c: c["evaluation"].update(grader={"kind": "openai"}), "needs base_url and model"),
+    (lambda c: c["evaluation"].update(source="docs"), "AI2D_TEST.tsv: no such file"),
+    (lambda c: c["evaluation"].update(do_sample=True), "evaluation.temperature: needed"),
+    (lambda c: c["finetune"].update(deepspeed="x.json"), "x.json: no such file"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[m for _, m in MISTAKES])
+def test_a_mistake_gives_one_line_that_names_the_place(schema, demo, mistake, message):
+    mistake(demo)
+    with pytest.raises(InputError) as raised:
+        complete(demo, schema, DEMO_MODELS)
+    text = str(raised.value)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_gpu_jobs_on_a_machine_without_gpu_are_refused(schema, monkeypatch):
+    paper = complete(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), schema)
+    monkeypatch.setattr("interlace.config.shutil.which", lambda _: None)
+    monkeypatch.setattr("interlace.config.Path.glob", lambda *_: iter(()))
+    assert "this machine has none" in accelerator_missing(paper)
+    for stage in paper["resources"].values():
+        stage["gpu"] = 0
+    assert accelerator_missing(paper) is None
+
+
+def test_standin_reasons(schema, demo):
+    paper = complete(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), schema)
+    assert standin_reasons(paper) == []
+    assert len(standin_reasons(complete(demo, schema, DEMO_MODELS))) == 4

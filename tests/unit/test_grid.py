@@ -1,0 +1,72 @@
+"""The grid of experiments is the paper's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from interlace.config import complete, load_schema
+from interlace.config_docs import SCHEMA
+from interlace.grid import Grid, plan_id, split_plan_id, variant_id
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make(monkeypatch, **changes):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()) | changes
+    return Grid(complete(config, load_schema(SCHEMA)))
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    return make(monkeypatch)
+
+
+def test_the_paper_takes_22_evaluations_and_17_checkpoints(paper):
+    assert len(paper.all_cells()) == 22
+    assert len(paper.checkpoints_wanted()) == 17
+    assert len(paper.evaluation_files()) == 22 * 12
+    assert len(paper.all_ttft()) == 13
+
+
+def test_table_1_is_two_models_at_four_ratios_beside_dense(paper):
+    cells = paper.cells(1)
+    assert len(cells) == 2 * (1 + 4)
+    assert {c.mode for c in cells} == {"cot"}
+
+
+def test_table_2_has_the_papers_seven_rows_in_limited_mode(paper):
+    assert [c.variant for c in paper.cells(2)] == [
+        "dense", "dense-ft", "wanda_2_4", "magnitude_2_4", "sleb-25", "sleb-25-ft", "interlace-25-ft",
+    ]  # fmt: skip
+    assert {c.mode for c in paper.cells(2)} == {"limited"}
+
+
+def test_only_what_the_wanted_tables_need(monkeypatch):
+    grid = make(monkeypatch, tables=[6])
+    assert grid.checkpoints_wanted() == [("qwen3_vl_8b", "dense-ft")]
+    assert grid.all_ttft() == []
+    assert len(grid.all_cells()) == 4
+
+
+def test_ttft_groups_cover_every_variant_once(monkeypatch):
+    grid = make(monkeypatch, ttft={"variants_per_job": 4})
+    groups = grid.ttft_groups()
+    assert max(len(v) for _, v in groups) == 4
+    assert sorted((m, v) for m, vs in groups for v in vs) == sorted(grid.all_ttft())
+
+
+def test_ids_round_trip():
+    assert variant_id("interlace", 25, tuned=True) == "interlace-25-ft"
+    assert plan_id("interlace-25-ft") == "interlace-25"
+    assert split_plan_id("interlace-25") == ("interlace", 25)
+    assert split_plan_id(plan_id("dense-ft")) == ("dense", None)
+
+
+def test_config_and_grid_load_without_torch():
+    code = "import sys, interlace.grid, interlace.config, interlace.demo.models; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"

@@ -1,0 +1,68 @@
+# The embedded default: data, benchmarks and base models made from a seed. All are stand-ins.
+
+
+rule demo_model:
+    output:
+        directory(GRID.path("{model}", "base")),
+    log:
+        f"{LOGS}/{{model}}/demo_model.log",
+    wildcard_constraints:
+        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] == "demo") or "none",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    priority: 100
+    params:
+        name=lambda w: CONFIG["models"][w.model]["path"],
+        code=CODE["demo"],
+    message:
+        "Base model {wildcards.model}: unpack the stand-in"
+    conda:
+        "../../envs/model.yaml"
+    script:
+        "../scripts/demo_model.py"
+
+
+rule demo_finevision:
+    output:
+        directory(GRID.path("demo", "finevision")),
+    log:
+        f"{LOGS}/demo_finevision.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        rows=CONFIG["demo"]["rows"],
+        seed=CONFIG["demo"]["seed"],
+        code=CODE["demo"],
+    message:
+        "Stand-in data: draw {params.rows} rows in FineVision's schema"
+    conda:
+        "../../envs/data.yaml"
+    script:
+        "../scripts/demo_finevision.py"
+
+
+if CONFIG["evaluation"]["source"] == "demo":
+
+    rule demo_benchmarks:
+        output:
+            [GRID.path("benchmarks", f"{d}.tsv") for d in GRID.datasets()],
+        log:
+            f"{LOGS}/demo_benchmarks.log",
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        params:
+            rows=CONFIG["demo"]["benchmark_rows"],
+            seed=CONFIG["demo"]["seed"],
+            code=CODE["demo"],
+        message:
+            "Stand-in benchmarks: draw about {params.rows} questions each"
+        conda:
+            "../../envs/data.yaml"
+        script:
+            "../scripts/demo_benchmarks.py"

@@ -1,0 +1,139 @@
+# The paper's figures and the TTFT plots.
+
+
+rule figure_triplets:
+    input:
+        plan=GRID.path("{model}", "plans", "{plan}.json"),
+        pack1=GRID.path("{model}", "scores", "pack1.json"),
+        pack3=GRID.path("{model}", "scores", "pack3.json"),
+    output:
+        report(
+            GRID.path("figures", "figure2_{plan}_{model}.svg"),
+            caption="../report/figure2.rst",
+            category="Figures",
+            labels={"figure": "2: roles over depth", "model": "{model}", "plan": "{plan}"},
+        ),
+        GRID.path("figures", "figure2_{plan}_{model}.pdf"),
+        GRID.path("figures", "figure2_{plan}_{model}.png"),
+    log:
+        f"{LOGS}/figure2/{{plan}}_{{model}}.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        label=lambda w: CONFIG["models"][w.model]["label"],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Figure 2: plan {wildcards.plan} of {wildcards.model} over depth"
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/figure_triplets.py"
+
+
+rule figure_finetuning:
+    input:
+        GRID.evaluation_files(GRID.cells(6)),
+    output:
+        report(
+            GRID.path("figures", "figure3_finetuning.svg"),
+            caption="../report/figure3.rst",
+            category="Figures",
+            labels={"figure": "3: fine-tuning dense", "model": GRID.primary, "plan": ""},
+        ),
+        GRID.path("figures", "figure3_finetuning.pdf"),
+        GRID.path("figures", "figure3_finetuning.png"),
+    log:
+        f"{LOGS}/figure3.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        label=CONFIG["models"][GRID.primary]["label"],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Figure 3: change after fine-tuning the dense model"
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/figure_finetuning.py"
+
+
+rule figure_similarity:
+    input:
+        [GRID.path(m, "scores", f"pack{k}.json") for m in GRID.models for k in (1, 2, 3)],
+    output:
+        report(
+            GRID.path("figures", "figure4_similarity.svg"),
+            caption="../report/figure4.rst",
+            category="Figures",
+            labels={"figure": "4: similarity over depth", "model": "all", "plan": ""},
+        ),
+        GRID.path("figures", "figure4_similarity.pdf"),
+        GRID.path("figures", "figure4_similarity.png"),
+    log:
+        f"{LOGS}/figure4.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        labels=[CONFIG["models"][m]["label"] for m in GRID.models],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Figure 4: similarity over depth"
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/figure_similarity.py"
+
+
+rule figures_ttft:
+    input:
+        GRID.ttft_files(),
+    output:
+        report(
+            GRID.path("figures", "ttft_speedup.svg"),
+            caption="../report/ttft_speedup.rst",
+            category="Figures",
+            labels={"figure": "TTFT speed-up", "model": "all", "plan": ""},
+        ),
+        report(
+            GRID.path("figures", "ttft_breakdown.svg"),
+            caption="../report/ttft_breakdown.rst",
+            category="Figures",
+            labels={"figure": "TTFT, vision and decoder", "model": "all", "plan": ""},
+        ),
+        [
+            GRID.path("figures", f"ttft_{kind}.{extension}")
+            for kind in ("speedup", "breakdown")
+            for extension in ("pdf", "png")
+        ],
+    log:
+        f"{LOGS}/figures_ttft.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        models=CONFIG["models"],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "TTFT figures"
+    conda:
+        "../../envs/report.yaml"
+    script:
+        "../scripts/figures_ttft.py"
+
+
+rule figures:
+    input:
+        GRID.figure_files(),
+    message:
+        "Figures are drawn"

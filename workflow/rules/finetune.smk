@@ -1,0 +1,91 @@
+# Plans -> checkpoints: layers dropped, chosen layers tuned; or 2:4 sparse weights.
+
+
+rule finetune:
+    input:
+        base=GRID.path("{model}", "base"),
+        plan=lambda w: GRID.path(w.model, "plans", f"{w.plan}.json"),
+        samples=GRID.path("samples"),
+        deepspeed=CONFIG["finetune"]["deepspeed"],
+    output:
+        directory(GRID.path("{model}", "checkpoints", "{plan}-ft")),
+    log:
+        f"{LOGS}/{{model}}/finetune/{{plan}}-ft.log",
+    threads: RESOURCES["finetune"]["threads"]
+    resources:
+        gpu=RESOURCES["finetune"]["gpu"],
+        mem_mb=RESOURCES["finetune"]["mem_mb"],
+        runtime=RESOURCES["finetune"]["runtime"],
+    priority: 40
+    params:
+        settings=CONFIG["finetune"],
+        seed=SEED,
+    message:
+        "Fine-tune {wildcards.model} by plan {wildcards.plan}"
+    conda:
+        "../../envs/model.yaml"
+    script:
+        "../scripts/finetune.py"
+
+
+rule prune:
+    input:
+        base=GRID.path("{model}", "base"),
+        plan=lambda w: GRID.path(w.model, "plans", f"{w.plan}.json"),
+    output:
+        directory(GRID.path("{model}", "checkpoints", "{plan}")),
+    log:
+        f"{LOGS}/{{model}}/prune/{{plan}}.log",
+    wildcard_constraints:
+        plan="[a-z_]+-[0-9]+",
+    threads: RESOURCES["score"]["threads"]
+    resources:
+        gpu=RESOURCES["score"]["gpu"],
+        mem_mb=RESOURCES["score"]["mem_mb"],
+        runtime=RESOURCES["score"]["runtime"],
+    priority: 40
+    params:
+        settings=CONFIG["finetune"],
+        dtype=lambda w: CONFIG["models"][w.model]["dtype"],
+        seed=SEED,
+    message:
+        "Prune {wildcards.model} by plan {wildcards.plan}, no tuning"
+    conda:
+        "../../envs/model.yaml"
+    script:
+        "../scripts/prune.py"
+
+
+rule sparsify:
+    input:
+        base=GRID.path("{model}", "base"),
+        samples=GRID.path("samples"),
+    output:
+        directory(GRID.path("{model}", "checkpoints", "{method}_2_4")),
+    log:
+        f"{LOGS}/{{model}}/sparsify/{{method}}_2_4.log",
+    wildcard_constraints:
+        method="wanda|magnitude",
+    threads: RESOURCES["score"]["threads"]
+    resources:
+        gpu=RESOURCES["score"]["gpu"],
+        mem_mb=RESOURCES["score"]["mem_mb"],
+        runtime=RESOURCES["score"]["runtime"],
+    priority: 40
+    params:
+        settings=CONFIG["sparsity"],
+        dtype=lambda w: CONFIG["models"][w.model]["dtype"],
+        seed=SEED,
+    message:
+        "Sparsify {wildcards.model}: {wildcards.method} 2:4"
+    conda:
+        "../../envs/model.yaml"
+    script:
+        "../scripts/sparsify.py"
+
+
+rule checkpoints:
+    input:
+        [GRID.checkpoint(m, v) for m, v in GRID.checkpoints_wanted()],
+    message:
+        "Checkpoints are made"

@@ -1,0 +1,25 @@
+# Base models from a hub or a folder; the demo's own are in demo.smk.
+
+
+rule base_model:
+    output:
+        directory(GRID.path("{model}", "base")),
+    log:
+        f"{LOGS}/{{model}}/base_model.log",
+    wildcard_constraints:
+        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] != "demo") or "none",
+    threads: 1
+    resources:
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
+    priority: 100
+    params:
+        model=lambda w: {
+            k: CONFIG["models"][w.model][k] for k in ("source", "path", "revision")
+        },
+    message:
+        "Base model {wildcards.model}: bring it to results"
+    conda:
+        "../../envs/model.yaml"
+    script:
+        "../scripts/base_model.py"

@@ -1,0 +1,33 @@
+# Scores -> which layers are dropped, tuned and frozen.
+
+
+rule plan:
+    input:
+        unpack(lambda w: GRID.plan_inputs(w.model, w.plan)),
+    output:
+        plan=GRID.path("{model}", "plans", "{plan}.json"),
+        sheet=GRID.path("{model}", "plans", "{plan}.md"),
+    log:
+        f"{LOGS}/{{model}}/plan/{{plan}}.log",
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    priority: 50
+    params:
+        settings=CONFIG["plan"],
+        seed=SEED,
+        code=CODE["selection"],
+    message:
+        "Plan {wildcards.plan} for {wildcards.model}"
+    conda:
+        "../../envs/data.yaml"
+    script:
+        "../scripts/plan.py"
+
+
+rule plans:
+    input:
+        [GRID.path(m, "plans", f"{p}.json") for m, p in GRID.plans_wanted()],
+    message:
+        "Plans are made"

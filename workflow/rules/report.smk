@@ -1,0 +1,41 @@
+# One self-contained HTML file. Snakemake writes it from what a finished run left, in a process of
+# its own: the folder is locked by this one, hence --nolock.
+
+
+rule effective_config:
+    output:
+        GRID.path("config.yaml"),
+    log:
+        f"{LOGS}/effective_config.log",
+    threads: 1
+    resources:
+        mem_mb=500,
+        runtime=5,
+    params:
+        config={k: v for k, v in CONFIG.items() if k != "standin"},
+    message:
+        "Write down the configuration of this run, completed with defaults"
+    conda:
+        "../../envs/data.yaml"
+    script:
+        "../scripts/effective_config.py"
+
+
+rule report:
+    input:
+        rules.all.input,
+        config=rules.effective_config.output,
+    output:
+        GRID.path("report.html"),
+    log:
+        f"{LOGS}/report.log",
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    message:
+        "Report: {output}"
+    conda:
+        "../../envs/workflow.yaml"
+    shell:
+        "snakemake all --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"

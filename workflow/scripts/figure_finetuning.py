@@ -1,0 +1,13 @@
+from pathlib import Path
+
+from interlace.logs import script_log
+
+with script_log(snakemake.log[0], snakemake.threads):
+    from interlace.reporting.build import build_figure3
+
+    build_figure3(
+        [Path(p) for p in snakemake.input],
+        Path(snakemake.output[0]).with_suffix(""),
+        standin=snakemake.params.standin,
+        label=snakemake.params.label,
+    )

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from interlace.logs import script_log
+
+with script_log(snakemake.log[0], snakemake.threads):
+    from interlace.reporting.build import build_figure2
+
+    build_figure2(
+        Path(snakemake.input.plan),
+        Path(snakemake.input.pack1),
+        Path(snakemake.input.pack3),
+        Path(snakemake.output[0]).with_suffix(""),
+        standin=snakemake.params.standin,
+        label=snakemake.params.label,
+    )

@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from interlace.logs import script_log
+
+with script_log(snakemake.log[0], snakemake.threads):
+    from interlace.training.run import finetune
+
+    finetune(
+        Path(snakemake.input.base),
+        Path(snakemake.input.plan),
+        Path(snakemake.input.samples),
+        Path(snakemake.output[0]),
+        snakemake.params.settings,
+        model=snakemake.wildcards.model,
+        variant=f"{snakemake.wildcards.plan}-ft",
+        seed=snakemake.params.seed,
+    )

@@ -1,0 +1,9 @@
+from pathlib import Path
+
+from interlace.logs import script_log
+
+with script_log(snakemake.log[0], snakemake.threads):
+    from interlace.evaluation.prepare import prepare_benchmark
+
+    for dataset in snakemake.params.datasets:
+        prepare_benchmark(dataset, Path(snakemake.params.root), snakemake.params.source)

@@ -1,0 +1,16 @@
+from pathlib import Path
+
+from interlace.logs import script_log
+
+with script_log(snakemake.log[0], snakemake.threads):
+    from interlace.scoring.sleb import run_sleb
+
+    run_sleb(
+        Path(snakemake.input.base),
+        Path(snakemake.input.samples),
+        Path(snakemake.output[0]),
+        snakemake.params.settings | {"dtype": snakemake.params.dtype},
+        ratio=snakemake.params.ratio,
+        model_key=snakemake.wildcards.model,
+        seed=snakemake.params.seed,
+    )
