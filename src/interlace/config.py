@@ -6,7 +6,6 @@ every key and holds the defaults, which are the paper's own recipe.
 
 import copy
 import difflib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -174,18 +173,6 @@ def _check_evaluation(evaluation: Config) -> None:
         raise InputError(
             "config: evaluation.temperature: needed when do_sample is true (released: 0.7)"
         )
-
-
-def accelerator_missing(config: Config) -> str | None:
-    """Return the complaint if this machine lacks the GPUs that a job of the run asks for."""
-    stages = [name for name, stage in config["resources"].items() if stage["gpu"]]
-    if not stages or any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi"):
-        return None
-    places = ", ".join(f"resources.{name}.gpu" for name in stages)
-    return (
-        f"config: {places}: jobs ask for a GPU and this machine has none; run with "
-        "--profile profiles/slurm on a cluster, or set these to 0 to run on the CPU"
-    )
 
 
 def standin_reasons(config: Config) -> list[str]:

@@ -1,20 +1,19 @@
 # What every rule file uses: the checked configuration, the grid, wildcards, digests of code.
-import os
 import sys
 from pathlib import Path
 
 SOURCE = str(Path(workflow.basedir) / "src")
-# Scripts, their children and jobs on a cluster find the package without an installation.
 sys.path.insert(0, SOURCE)
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    p for p in (SOURCE, os.environ.get("PYTHONPATH")) if p
-)
 
-from interlace.config import accelerator_missing, complete, load_schema, standin_reasons
+from interlace.config import complete, load_schema, standin_reasons
 from interlace.demo.models import BASE_MODELS
+from interlace.environment import accelerator_missing, share_package
 from interlace.errors import InputError
-from interlace.grid import Grid, split_plan_id
-from interlace.io import code_digest, digest
+from interlace.grid import Grid
+from interlace.io import code_digest
+
+# Scripts, their children and jobs on a cluster find the package without an installation.
+share_package(SOURCE)
 
 try:
     CONFIG = complete(
@@ -31,7 +30,6 @@ GRID = Grid(CONFIG)
 STANDIN = standin_reasons(CONFIG)
 config["standin"] = STANDIN
 SEED = CONFIG["seed"]
-CONFIG_DIGEST = digest(CONFIG)
 # Cheap stages run again when their code changes; a GPU-day is not repeated for a comment.
 CODE = {
     room: code_digest(Path(SOURCE, "interlace", room))

@@ -8,18 +8,18 @@ rule draw_samples:
         samples=directory(GRID.path("samples")),
     log:
         f"{LOGS}/draw_samples.log",
+    priority: 100
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=RESOURCES["cpu"]["mem_mb"],
         runtime=RESOURCES["cpu"]["runtime"],
-    priority: 100
     params:
         settings=CONFIG["data"],
         seed=SEED,
     message:
         "Samples: draw {params.settings[fraction]} of every subset"
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/draw_samples.py"
 
@@ -38,6 +38,8 @@ rule samples_table:
         GRID.path("tables", "samples.md"),
     log:
         f"{LOGS}/samples_table.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -47,8 +49,6 @@ rule samples_table:
         code=CODE["reporting"],
     message:
         "Samples: table of counts per subset"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/samples_table.py"
 

@@ -7,19 +7,20 @@ rule demo_model:
     log:
         f"{LOGS}/{{model}}/demo_model.log",
     wildcard_constraints:
-        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] == "demo") or "none",
+        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] == "demo")
+        or "none",
+    priority: 100
+    conda:
+        "../../envs/model.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
-    priority: 100
     params:
         name=lambda w: CONFIG["models"][w.model]["path"],
         code=CODE["demo"],
     message:
         "Base model {wildcards.model}: unpack the stand-in"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/demo_model.py"
 
@@ -29,6 +30,8 @@ rule demo_finevision:
         directory(GRID.path("demo", "finevision")),
     log:
         f"{LOGS}/demo_finevision.log",
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=2000,
@@ -39,8 +42,6 @@ rule demo_finevision:
         code=CODE["demo"],
     message:
         "Stand-in data: draw {params.rows} rows in FineVision's schema"
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/demo_finevision.py"
 
@@ -52,6 +53,8 @@ if CONFIG["evaluation"]["source"] == "demo":
             [GRID.path("benchmarks", f"{d}.tsv") for d in GRID.datasets()],
         log:
             f"{LOGS}/demo_benchmarks.log",
+        conda:
+            "../../envs/data.yaml"
         threads: 1
         resources:
             mem_mb=2000,
@@ -62,7 +65,5 @@ if CONFIG["evaluation"]["source"] == "demo":
             code=CODE["demo"],
         message:
             "Stand-in benchmarks: draw about {params.rows} questions each"
-        conda:
-            "../../envs/data.yaml"
         script:
             "../scripts/demo_benchmarks.py"

@@ -8,19 +8,18 @@ rule prepare_benchmarks:
         GRID.benchmark_files(),
     log:
         f"{LOGS}/prepare_benchmarks.log",
+    priority: 90
+    conda:
+        "../../envs/evaluate.yaml"
     threads: 1
     resources:
         mem_mb=RESOURCES["cpu"]["mem_mb"],
         runtime=RESOURCES["cpu"]["runtime"],
-    priority: 90
     params:
         source=CONFIG["evaluation"]["source"],
         datasets=GRID.datasets(),
-        root=GRID.path("benchmarks"),
     message:
         "Benchmarks: check their files and unpack their images once"
-    conda:
-        "../../envs/evaluate.yaml"
     script:
         "../scripts/prepare_benchmarks.py"
 
@@ -36,12 +35,14 @@ rule evaluate:
         ],
     log:
         f"{LOGS}/{{model}}/evaluate/{{variant}}-{{mode}}.log",
+    priority: 10
+    conda:
+        "../../envs/evaluate.yaml"
     threads: RESOURCES["evaluate"]["threads"]
     resources:
         gpu=RESOURCES["evaluate"]["gpu"],
         mem_mb=RESOURCES["evaluate"]["mem_mb"],
         runtime=RESOURCES["evaluate"]["runtime"],
-    priority: 10
     params:
         settings=CONFIG["evaluation"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
@@ -49,8 +50,6 @@ rule evaluate:
         seed=SEED,
     message:
         "Evaluate {wildcards.variant} of {wildcards.model}, mode {wildcards.mode}"
-    conda:
-        "../../envs/evaluate.yaml"
     script:
         "../scripts/evaluate.py"
 

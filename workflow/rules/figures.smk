@@ -11,12 +11,18 @@ rule figure_triplets:
             GRID.path("figures", "figure2_{plan}_{model}.svg"),
             caption="../report/figure2.rst",
             category="Figures",
-            labels={"figure": "2: roles over depth", "model": "{model}", "plan": "{plan}"},
+            labels={
+                "figure": "2: roles over depth",
+                "model": "{model}",
+                "plan": "{plan}",
+            },
         ),
         GRID.path("figures", "figure2_{plan}_{model}.pdf"),
         GRID.path("figures", "figure2_{plan}_{model}.png"),
     log:
         f"{LOGS}/figure2/{{plan}}_{{model}}.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -27,8 +33,6 @@ rule figure_triplets:
         code=CODE["reporting"],
     message:
         "Figure 2: plan {wildcards.plan} of {wildcards.model} over depth"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/figure_triplets.py"
 
@@ -41,12 +45,18 @@ rule figure_finetuning:
             GRID.path("figures", "figure3_finetuning.svg"),
             caption="../report/figure3.rst",
             category="Figures",
-            labels={"figure": "3: fine-tuning dense", "model": GRID.primary, "plan": ""},
+            labels={
+                "figure": "3: fine-tuning dense",
+                "model": GRID.primary,
+                "plan": "",
+            },
         ),
         GRID.path("figures", "figure3_finetuning.pdf"),
         GRID.path("figures", "figure3_finetuning.png"),
     log:
         f"{LOGS}/figure3.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -57,15 +67,17 @@ rule figure_finetuning:
         code=CODE["reporting"],
     message:
         "Figure 3: change after fine-tuning the dense model"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/figure_finetuning.py"
 
 
 rule figure_similarity:
     input:
-        [GRID.path(m, "scores", f"pack{k}.json") for m in GRID.models for k in (1, 2, 3)],
+        [
+            GRID.path(m, "scores", f"pack{k}.json")
+            for m in GRID.models
+            for k in (1, 2, 3)
+        ],
     output:
         report(
             GRID.path("figures", "figure4_similarity.svg"),
@@ -77,6 +89,8 @@ rule figure_similarity:
         GRID.path("figures", "figure4_similarity.png"),
     log:
         f"{LOGS}/figure4.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -87,8 +101,6 @@ rule figure_similarity:
         code=CODE["reporting"],
     message:
         "Figure 4: similarity over depth"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/figure_similarity.py"
 
@@ -116,6 +128,8 @@ rule figures_ttft:
         ],
     log:
         f"{LOGS}/figures_ttft.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -126,8 +140,6 @@ rule figures_ttft:
         code=CODE["reporting"],
     message:
         "TTFT figures"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/figures_ttft.py"
 

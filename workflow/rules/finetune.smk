@@ -11,19 +11,19 @@ rule finetune:
         directory(GRID.path("{model}", "checkpoints", "{plan}-ft")),
     log:
         f"{LOGS}/{{model}}/finetune/{{plan}}-ft.log",
+    priority: 40
+    conda:
+        "../../envs/model.yaml"
     threads: RESOURCES["finetune"]["threads"]
     resources:
         gpu=RESOURCES["finetune"]["gpu"],
         mem_mb=RESOURCES["finetune"]["mem_mb"],
         runtime=RESOURCES["finetune"]["runtime"],
-    priority: 40
     params:
         settings=CONFIG["finetune"],
         seed=SEED,
     message:
         "Fine-tune {wildcards.model} by plan {wildcards.plan}"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/finetune.py"
 
@@ -38,20 +38,20 @@ rule prune:
         f"{LOGS}/{{model}}/prune/{{plan}}.log",
     wildcard_constraints:
         plan="[a-z_]+-[0-9]+",
+    priority: 40
+    conda:
+        "../../envs/model.yaml"
     threads: RESOURCES["score"]["threads"]
     resources:
         gpu=RESOURCES["score"]["gpu"],
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
-    priority: 40
     params:
         settings=CONFIG["finetune"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=SEED,
     message:
         "Prune {wildcards.model} by plan {wildcards.plan}, no tuning"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/prune.py"
 
@@ -66,20 +66,20 @@ rule sparsify:
         f"{LOGS}/{{model}}/sparsify/{{method}}_2_4.log",
     wildcard_constraints:
         method="wanda|magnitude",
+    priority: 40
+    conda:
+        "../../envs/model.yaml"
     threads: RESOURCES["score"]["threads"]
     resources:
         gpu=RESOURCES["score"]["gpu"],
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
-    priority: 40
     params:
         settings=CONFIG["sparsity"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=SEED,
     message:
         "Sparsify {wildcards.model}: {wildcards.method} 2:4"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/sparsify.py"
 

@@ -7,19 +7,20 @@ rule base_model:
     log:
         f"{LOGS}/{{model}}/base_model.log",
     wildcard_constraints:
-        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] != "demo") or "none",
+        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] != "demo")
+        or "none",
+    priority: 100
+    conda:
+        "../../envs/model.yaml"
     threads: 1
     resources:
         mem_mb=RESOURCES["cpu"]["mem_mb"],
         runtime=RESOURCES["cpu"]["runtime"],
-    priority: 100
     params:
         model=lambda w: {
             k: CONFIG["models"][w.model][k] for k in ("source", "path", "revision")
         },
     message:
         "Base model {wildcards.model}: bring it to results"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/base_model.py"

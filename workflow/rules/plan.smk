@@ -9,19 +9,19 @@ rule plan:
         sheet=GRID.path("{model}", "plans", "{plan}.md"),
     log:
         f"{LOGS}/{{model}}/plan/{{plan}}.log",
+    priority: 50
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=10,
-    priority: 50
     params:
         settings=CONFIG["plan"],
         seed=SEED,
         code=CODE["selection"],
     message:
         "Plan {wildcards.plan} for {wildcards.model}"
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/plan.py"
 

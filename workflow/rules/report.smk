@@ -7,6 +7,8 @@ rule effective_config:
         GRID.path("config.yaml"),
     log:
         f"{LOGS}/effective_config.log",
+    conda:
+        "../../envs/data.yaml"
     threads: 1
     resources:
         mem_mb=500,
@@ -15,8 +17,6 @@ rule effective_config:
         config={k: v for k, v in CONFIG.items() if k != "standin"},
     message:
         "Write down the configuration of this run, completed with defaults"
-    conda:
-        "../../envs/data.yaml"
     script:
         "../scripts/effective_config.py"
 
@@ -29,13 +29,13 @@ rule report:
         GRID.path("report.html"),
     log:
         f"{LOGS}/report.log",
+    conda:
+        "../../envs/workflow.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=30,
     message:
         "Report: {output}"
-    conda:
-        "../../envs/workflow.yaml"
     shell:
         "snakemake all --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"

@@ -10,20 +10,20 @@ rule score_windows:
         packs=[GRID.path("{model}", "scores", f"pack{k}.json") for k in (1, 2, 3)],
     log:
         f"{LOGS}/{{model}}/score_windows.log",
+    priority: 50
+    conda:
+        "../../envs/model.yaml"
     threads: RESOURCES["score"]["threads"]
     resources:
         gpu=RESOURCES["score"]["gpu"],
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
-    priority: 50
     params:
         settings=CONFIG["scoring"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=SEED,
     message:
         "Scores {wildcards.model}: similarity of every window of layers in one pass"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/score_windows.py"
 
@@ -36,12 +36,14 @@ rule score_sleb:
         GRID.path("{model}", "scores", "sleb.json"),
     log:
         f"{LOGS}/{{model}}/score_sleb.log",
+    priority: 60
+    conda:
+        "../../envs/model.yaml"
     threads: RESOURCES["score"]["threads"]
     resources:
         gpu=RESOURCES["score"]["gpu"],
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
-    priority: 60
     params:
         settings=CONFIG["sleb"],
         ratio=CONFIG["experiments"]["ratio"],
@@ -49,8 +51,6 @@ rule score_sleb:
         seed=SEED,
     message:
         "Scores {wildcards.model}: SLEB's greedy search"
-    conda:
-        "../../envs/model.yaml"
     script:
         "../scripts/score_sleb.py"
 

@@ -16,6 +16,8 @@ rule table:
         GRID.path("tables", "table{table}.tex"),
     log:
         f"{LOGS}/table/{{table}}.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -28,8 +30,6 @@ rule table:
         code=CODE["reporting"],
     message:
         "Table {wildcards.table}"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/table.py"
 
@@ -45,6 +45,8 @@ rule audit:
         GRID.path("audit.md"),
     log:
         f"{LOGS}/audit.log",
+    conda:
+        "../../envs/report.yaml"
     threads: 1
     resources:
         mem_mb=1000,
@@ -53,8 +55,6 @@ rule audit:
         code=CODE["reporting"],
     message:
         "Audit: recompute the paper's averages from its cells"
-    conda:
-        "../../envs/report.yaml"
     script:
         "../scripts/audit.py"
 

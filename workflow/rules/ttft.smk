@@ -14,6 +14,8 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
             GRID.ttft_files([(_model, v) for v in _variants]),
         log:
             f"{LOGS}/{_model}/ttft/{_index}.log",
+        conda:
+            "../../envs/evaluate.yaml"
         threads: RESOURCES["ttft"]["threads"]
         resources:
             gpu=RESOURCES["ttft"]["gpu"],
@@ -24,15 +26,14 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
             variants=_variants,
             settings=CONFIG["ttft"],
             evaluation={
-                k: CONFIG["evaluation"][k] for k in ("prompt", "min_pixels", "max_pixels")
+                k: CONFIG["evaluation"][k]
+                for k in ("prompt", "min_pixels", "max_pixels")
             },
             dtype=CONFIG["models"][_model]["dtype"],
             benchmarks=BENCHMARKS,
             seed=SEED,
         message:
             "TTFT: dense and pruned in turns"
-        conda:
-            "../../envs/evaluate.yaml"
         script:
             "../scripts/ttft.py"
 
