@@ -24,7 +24,6 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/ttft.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
-include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -33,6 +32,9 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.samples.input,
+
+
+include: "workflow/rules/report.smk"
 
 
 localrules:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.selection.registry import METHODS
 
 TWO_FOUR = ("wanda_2_4", "magnitude_2_4")
 
@@ -152,24 +153,25 @@ class Grid:
 
     def plan_inputs(self, model: str, plan: str) -> dict[str, Any]:
         """Return the files a plan is made from."""
-        method, _ = split_plan_id(plan)
-        inputs: dict[str, Any] = {
-            "base": self.path(model, "base"),
-            "packs": [self.path(model, "scores", f"pack{k}.json") for k in (1, 2, 3)],
-        }
-        if method == "sleb":
+        method = METHODS[split_plan_id(plan)[0]]
+        inputs: dict[str, Any] = {"base": self.path(model, "base")}
+        if method.needs_scores:
+            inputs["packs"] = [self.path(model, "scores", f"pack{k}.json") for k in (1, 2, 3)]
+        if method.needs_sleb:
             inputs["sleb"] = self.path(model, "scores", "sleb.json")
         return inputs
 
     def score_files(self) -> list[str]:
         """Return the score files of every model, SLEB's among them where a plan needs it."""
-        files = [
-            self.path(m, "scores", name)
-            for m in self.models
-            for name in ("windows.parquet", "pack1.json", "pack2.json", "pack3.json")
-        ]
-        sleb = [m for m, plan in self.plans_wanted() if split_plan_id(plan)[0] == "sleb"]
+        names = ("windows.parquet", "pack1.json", "pack2.json", "pack3.json")
+        files = [self.path(m, "scores", name) for m in self.scored_models() for name in names]
+        sleb = [m for m, p in self.plans_wanted() if METHODS[split_plan_id(p)[0]].needs_sleb]
         return files + [self.path(m, "scores", "sleb.json") for m in _unique(sleb)]
+
+    def scored_models(self) -> list[str]:
+        """Return the models that a plan needs the similarity scores of."""
+        plans = self.plans_wanted()
+        return _unique(m for m, p in plans if METHODS[split_plan_id(p)[0]].needs_scores)
 
     def sample_source(self) -> list[str]:
         """Return the folder that samples are drawn from; nothing for a hub dataset."""
@@ -226,7 +228,7 @@ class Grid:
         names = [f"figure2_{plan}_{model}" for model, plan in self._figure2_plans()]
         if 6 in self.config["tables"]:
             names.append("figure3_finetuning")
-        if self.plans_wanted():
+        if self.scored_models():
             names.append("figure4_similarity")
         if self.all_ttft():
             names += ["ttft_speedup", "ttft_breakdown"]
@@ -234,7 +236,11 @@ class Grid:
 
     def _figure2_plans(self) -> list[tuple[str, str]]:
         wanted = (plan_id(self.reference), *map(plan_id, self.ladder()))
-        return [(m, p) for m, p in self.plans_wanted() if p in wanted]
+        return [
+            (m, p)
+            for m, p in self.plans_wanted()
+            if p in wanted and METHODS[split_plan_id(p)[0]].needs_scores
+        ]
 
     def figure_files(self) -> list[str]:
         """Return the files of every figure in every format."""

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from interlace.config import accelerator_missing, complete, load_schema, standin_reasons
+from interlace.config import complete, load_schema, standin_reasons
 from interlace.config_docs import SCHEMA, describe
+from interlace.environment import accelerator_missing
 from interlace.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +108,8 @@ def test_a_mistake_gives_one_line_that_names_the_place(schema, demo, mistake, me
 
 def test_gpu_jobs_on_a_machine_without_gpu_are_refused(schema, monkeypatch):
     paper = complete(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), schema)
-    monkeypatch.setattr("interlace.config.shutil.which", lambda _: None)
-    monkeypatch.setattr("interlace.config.Path.glob", lambda *_: iter(()))
+    monkeypatch.setattr("interlace.environment.shutil.which", lambda _: None)
+    monkeypatch.setattr("interlace.environment.Path.glob", lambda *_: iter(()))
     assert "this machine has none" in accelerator_missing(paper)
     for stage in paper["resources"].values():
         stage["gpu"] = 0

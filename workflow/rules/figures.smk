@@ -75,7 +75,7 @@ rule figure_similarity:
     input:
         [
             GRID.path(m, "scores", f"pack{k}.json")
-            for m in GRID.models
+            for m in GRID.scored_models()
             for k in (1, 2, 3)
         ],
     output:
@@ -96,7 +96,7 @@ rule figure_similarity:
         mem_mb=1000,
         runtime=10,
     params:
-        labels=[CONFIG["models"][m]["label"] for m in GRID.models],
+        labels=[CONFIG["models"][m]["label"] for m in GRID.scored_models()],
         standin=STANDIN,
         code=CODE["reporting"],
     message:
@@ -136,6 +136,7 @@ rule figures_ttft:
         runtime=10,
     params:
         models=CONFIG["models"],
+        method=CONFIG["experiments"]["method"],
         standin=STANDIN,
         code=CODE["reporting"],
     message:

@@ -47,6 +47,7 @@ rule score_sleb:
     params:
         settings=CONFIG["sleb"],
         ratio=CONFIG["experiments"]["ratio"],
+        protect=CONFIG["plan"]["protect"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=SEED,
     message:

@@ -10,4 +10,5 @@ with script_log(snakemake.log[0], snakemake.threads):
         Path(snakemake.output[0]).parent,
         models=snakemake.params.models,
         standin=snakemake.params.standin,
+        method=snakemake.params.method,
     )

@@ -11,6 +11,7 @@ with script_log(snakemake.log[0], snakemake.threads):
         Path(snakemake.output[0]),
         snakemake.params.settings | {"dtype": snakemake.params.dtype},
         ratio=snakemake.params.ratio,
+        protect=snakemake.params.protect,
         model_key=snakemake.wildcards.model,
         seed=snakemake.params.seed,
     )

@@ -1,0 +1,1 @@
+"""FineVision-shaped data: draw samples, read them as conversations, turn them into batches."""

@@ -1,0 +1,199 @@
+"""Records to tensors: the chat template's tokens, labels on what the assistant says, padding.
+
+Shapes: B samples, T tokens.
+"""
+
+import multiprocessing
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from interlace.data.chat import Record, to_messages
+
+IGNORED = -100
+_COUNTED = (
+    "samples", "tokens", "supervised_tokens", "samples_cut", "tokens_cut",
+    "dropped_too_long", "dropped_no_answer", "dropped_unprocessable",
+)  # fmt: skip
+
+
+class EncodeError(ValueError):
+    """A record that cannot become a training sequence; `reason` is the name it is counted under."""
+
+    def __init__(self, record: Record, reason: str, detail: str) -> None:
+        super().__init__(f"sample {record.id}: {detail}")
+        self.reason = reason
+
+
+def encode(record: Record, processor: Any, max_length: int | None = None) -> dict[str, Any]:
+    """Return the model inputs of one record, with labels, as tensors whose first axis is 1.
+
+    The keys are those of the processor (`input_ids`, `attention_mask`, for Qwen3-VL also
+    `mm_token_type_ids`, and with images `pixel_values`, `image_grid_thw`), all of shape (1, T) but
+    for the pixels, plus `labels` (1, T): each assistant turn's text and its end-of-turn token,
+    `IGNORED` elsewhere. A text such as "<|im_start|>assistant" that a user or an assistant writes
+    is encoded as plain text, never as the control token, and so opens no span.
+
+    A sequence longer than `max_length` is cut at its end, but never within the images and never
+    before the first supervised token. Raises `EncodeError` where that cannot be had, where no
+    token is supervised or where the processor refuses an image.
+    """
+    messages = to_messages(record)
+    try:
+        inputs = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            sanitize_control_tokens=True,
+        )
+    except ValueError as error:
+        raise EncodeError(record, "dropped_unprocessable", str(error)) from error
+    ids = inputs["input_ids"]
+    labels = torch.full_like(ids, IGNORED)
+    for start, end in _assistant_spans(messages, ids[0].tolist(), processor):
+        labels[0, start:end] = ids[0, start:end]
+    if not (labels != IGNORED).any():
+        raise EncodeError(record, "dropped_no_answer", "no assistant token to learn from")
+    encoded = {**inputs, "labels": labels}
+    return encoded if max_length is None else _cut(record, encoded, max_length)
+
+
+def _cut(record: Record, encoded: dict[str, Any], max_length: int) -> dict[str, Any]:
+    """Return `encoded` without the tokens past `max_length`; see `encode`."""
+    first = int((encoded["labels"][0] != IGNORED).nonzero()[0, 0])
+    if first >= max_length:
+        detail = f"the answer starts at token {first}, past max_length {max_length}"
+        raise EncodeError(record, "dropped_too_long", detail)
+    return {
+        key: value[:, :max_length] if _along_tokens(value, encoded) else value
+        for key, value in encoded.items()
+    }
+
+
+def _assistant_spans(
+    messages: list[dict[str, Any]], ids: Sequence[int], processor: Any
+) -> list[tuple[int, int]]:
+    """Return [start, end) in `ids` of every assistant turn, end-of-turn token included.
+
+    The template itself says where a turn starts (rendered up to it, with the generation prompt)
+    and ends (rendered through it). Both are rendered without the images: these stand in the first
+    user turn only and expand to many tokens, so the spans are counted from the end of `ids`.
+    """
+
+    def tokens(upto: int, prompt: bool) -> list[int]:
+        return processor.tokenizer.apply_chat_template(
+            messages[:upto],
+            chat_template=processor.chat_template or processor.tokenizer.chat_template,
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=prompt,
+            sanitize_control_tokens=True,
+        )
+
+    whole = tokens(len(messages), False)
+    shift = len(ids) - len(whole)
+    spans = []
+    for position in range(1, len(messages), 2):
+        # Where "\n" of the header merges with a newline that opens the answer, the token that
+        # holds both is part of the answer.
+        start = _common(tokens(position, True), whole)
+        last = position + 1 == len(messages)
+        end = len(whole) if last else _common(tokens(position + 1, False), whole)
+        while end > start and processor.tokenizer.decode(whole[end - 1]).isspace():
+            end -= 1
+        spans.append((start + shift, end + shift))
+    first = spans[0][0]
+    assert list(ids[first:]) == whole[first - shift :], "images must precede the first answer"
+    return spans
+
+
+def _common(prefix: Sequence[int], whole: Sequence[int]) -> int:
+    """Return how many leading tokens `prefix` and `whole` share."""
+    for position, (left, right) in enumerate(zip(prefix, whole, strict=False)):
+        if left != right:
+            return position
+    return min(len(prefix), len(whole))
+
+
+def _along_tokens(value: torch.Tensor, encoded: dict[str, Any]) -> bool:
+    return value.shape == encoded["input_ids"].shape
+
+
+def pad(
+    encoded: Sequence[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+) -> dict[str, torch.Tensor]:
+    """Return one batch of what `encode` returned: (1, T_b) each becomes (B, max T).
+
+    Padding is `pad_token_id` in `input_ids`, `IGNORED` in `labels` and 0 elsewhere. Pixels and
+    grids are joined along their first axis; a batch without images has neither.
+    """
+    assert padding_side in ("left", "right"), padding_side
+    length = max(sample["input_ids"].shape[1] for sample in encoded)
+    fill = {"input_ids": pad_token_id, "labels": IGNORED}
+    columns: dict[str, list[torch.Tensor]] = {}
+    for sample in encoded:
+        missing = length - sample["input_ids"].shape[1]
+        margin = (missing, 0) if padding_side == "left" else (0, missing)
+        for key, value in sample.items():
+            if _along_tokens(value, sample):
+                value = torch.nn.functional.pad(value, margin, value=fill.get(key, 0))
+            columns.setdefault(key, []).append(value)
+    return {key: torch.cat(values) for key, values in columns.items()}
+
+
+class Collator:
+    """Encode a list of records and pad them to one batch; counts what is cut and left out.
+
+    `padding_side` is where padding goes: "right" for training and scoring, "left" to generate.
+    `counts` adds up over calls and over the worker processes of a DataLoader.
+    """
+
+    def __init__(
+        self, processor: Any, max_length: int | None = None, padding_side: str = "right"
+    ) -> None:
+        assert padding_side in ("left", "right")
+        self.processor = processor
+        self.max_length = max_length
+        self.padding_side = padding_side
+        self._counts = multiprocessing.Array("q", len(_COUNTED))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many samples, tokens and supervised tokens came out, and what was cut or dropped."""
+        with self._counts.get_lock():
+            return dict(zip(_COUNTED, self._counts, strict=True))
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        """Return one batch: (B, T) tensors, the images of all samples one after the other.
+
+        A record that cannot be encoded is left out and counted; if none is left, the `EncodeError`
+        of the last one is raised.
+        """
+        encoded, failure = [], None
+        for record in records:
+            try:
+                encoded.append(self._encode(record))
+            except EncodeError as error:
+                self._count(error.reason, 1)
+                failure = error
+        if not encoded:
+            raise failure or ValueError("a batch needs at least one record")
+        return pad(encoded, self.processor.tokenizer.pad_token_id, self.padding_side)
+
+    def _encode(self, record: Record) -> dict[str, Any]:
+        sample = whole = encode(record, self.processor)
+        if self.max_length is not None:
+            sample = _cut(record, whole, self.max_length)
+        cut = whole["input_ids"].shape[1] - sample["input_ids"].shape[1]
+        self._count("samples", 1)
+        self._count("tokens", sample["input_ids"].shape[1])
+        self._count("supervised_tokens", int((sample["labels"] != IGNORED).sum()))
+        self._count("samples_cut", int(cut > 0))
+        self._count("tokens_cut", cut)
+        return sample
+
+    def _count(self, name: str, value: int) -> None:
+        with self._counts.get_lock():
+            self._counts[_COUNTED.index(name)] += value

@@ -1,0 +1,199 @@
+"""The TTFT figures: speed-up per benchmark and ratio, and where the time goes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from interlace.reporting.figures import (
+    BLUE,
+    GREY,
+    INK,
+    LIGHT,
+    ORANGE,
+    SERIES,
+    WIDE,
+    mark_standin,
+    placeholder,
+    styled,
+)
+from interlace.reporting.labels import Variant, model_label, parse_variant
+from interlace.reporting.paper import Paper
+from interlace.reporting.results import Results
+
+DECODER, VISION, REST = BLUE, ORANGE, LIGHT
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def ladder(results: Results, model: str, method: str = "interlace") -> list[Variant]:
+    """Return the model's timed fine-tuned variants of a method, by ratio."""
+    variants = [parse_variant(name) for key, name in results.timings if key == model]
+    chosen = [v for v in variants if v.method == method and v.ratio is not None and v.tuned]
+    return sorted(chosen, key=lambda v: v.ratio)
+
+
+def timed_models(results: Results, models: Mapping[str, Any]) -> list[str]:
+    """Return the models of the config that have timings, in the config's order."""
+    for model, _ in results.timings:
+        model_label(model, models)
+    timed = {model for model, _ in results.timings}
+    return [model for model in models if model in timed]
+
+
+@styled
+def draw_speedup(
+    results: Results,
+    models: Mapping[str, Mapping[str, Any]],
+    paper: Paper,
+    method: str,
+    standin: Sequence[str] = (),
+) -> Figure:
+    """Draw speed-ups with 95 % intervals by benchmark and ratio, a panel per model.
+
+    The paper's numbers (Table 4) are hollow markers beside ours, for ratios that it has.
+    """
+    shown = [m for m in timed_models(results, models) if ladder(results, m, method)]
+    figure, panels = plt.subplots(
+        max(1, len(shown)),
+        1,
+        figsize=(WIDE, 0.9 + 1.9 * max(1, len(shown))),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    if not shown:
+        placeholder(panels[0][0], "no TTFT measured")
+    ratios = sorted({v.ratio for m in shown for v in ladder(results, m, method)})
+    names = [n for n in paper.names if any(n in t for t in results.timings.values())]
+    for axes, model in zip(panels[:, 0], shown, strict=False):
+        size = models[model].get("paper") if method == "interlace" else None
+        for variant in ladder(results, model, method):
+            i = ratios.index(variant.ratio)
+            timings = results.timings[model, variant.id]
+            _speedup_series(axes, timings, names, i, len(ratios))
+            printed = [paper.cell(4, name, f"{size}_{variant.ratio:g}") for name in names]
+            points = [
+                (k + _offset(i, len(ratios)) + 0.055, value)
+                for k, value in enumerate(printed)
+                if value is not None
+            ]
+            if points:
+                style = {"color": SERIES[i % 6], "markerfacecolor": "white", "alpha": 0.9}
+                axes.plot(*zip(*points, strict=True), MARKERS[i % 6], **style)
+        axes.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_title(model_label(model, models))
+        axes.set_ylabel("TTFT speed-up (×)")
+        axes.grid(axis="y")
+        _benchmark_axis(axes, names)
+    _speedup_legend(figure, ratios)
+    mark_standin(figure, standin)
+    return figure
+
+
+def _offset(i: int, count: int) -> float:
+    return (i - (count - 1) / 2) * 0.72 / max(count, 1)
+
+
+def _speedup_series(
+    axes: Axes, timings: Mapping[str, Any], names: Sequence[str], i: int, count: int
+) -> None:
+    for k, name in enumerate(names):
+        if name not in timings:
+            continue
+        timing = timings[name]
+        x, colour = k + _offset(i, count) - 0.055, SERIES[i % 6]
+        if timing.low is not None and timing.high is not None:
+            axes.plot([x, x], [timing.low, timing.high], color=colour, linewidth=0.9)
+        axes.plot([x], [timing.speedup], MARKERS[i % 6], color=colour)
+
+
+def _speedup_legend(figure: Figure, ratios: Sequence[float]) -> None:
+    handles = [
+        Line2D([], [], marker=MARKERS[i % 6], linestyle="", color=SERIES[i % 6], label=f"{r:g} %")
+        for i, r in enumerate(ratios)
+    ]
+    style = {"marker": "o", "linestyle": "", "color": INK}
+    handles += [
+        Line2D([], [], label="ours, 95 % interval", **style),
+        Line2D([], [], label="paper", markerfacecolor="white", **style),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+
+
+@styled
+def draw_breakdown(
+    results: Results,
+    models: Mapping[str, Mapping[str, Any]],
+    paper: Paper,
+    method: str,
+    standin: Sequence[str] = (),
+) -> Figure:
+    """Draw mean TTFT by benchmark as bars of vision, decoder and the rest, dense beside pruned.
+
+    Pruned is the largest ratio of `method` that was timed; a panel per model.
+    """
+    chosen = {m: (ladder(results, m, method) or [None])[-1] for m in timed_models(results, models)}
+    chosen = {model: variant for model, variant in chosen.items() if variant is not None}
+    figure, panels = plt.subplots(
+        max(1, len(chosen)),
+        1,
+        figsize=(WIDE, 0.9 + 1.9 * max(1, len(chosen))),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    if not chosen:
+        placeholder(panels[0][0], "no TTFT measured")
+    names = [n for n in paper.names if any(n in t for t in results.timings.values())]
+    rest = False
+    for axes, (model, variant) in zip(panels[:, 0], chosen.items(), strict=False):
+        timings = results.timings[model, variant.id]
+        for k, name in enumerate(names):
+            if name in timings:
+                rest |= _bars(axes, k - 0.19, timings[name].dense, pruned=False)
+                rest |= _bars(axes, k + 0.19, timings[name].pruned, pruned=True)
+        axes.set_title(
+            f"{model_label(model, models)}: Dense and {variant.label} {variant.ratio:g} %"
+        )
+        axes.set_ylabel("Mean TTFT (ms)")
+        axes.grid(axis="y")
+        _benchmark_axis(axes, names)
+    handles = [Patch(color=DECODER, label="decoder"), Patch(color=VISION, label="vision tower")]
+    if rest:
+        handles.append(Patch(color=REST, label="rest"))
+    handles += [
+        Patch(facecolor="white", edgecolor=INK, linewidth=0.6, label="left: Dense"),
+        Patch(facecolor="white", edgecolor=INK, linewidth=0.6, hatch="////", label="right: pruned"),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    mark_standin(figure, standin)
+    return figure
+
+
+def _bars(axes: Axes, x: float, times: Mapping[str, float | None], *, pruned: bool) -> bool:
+    """Stack one bar in milliseconds; return whether a rest beside vision and decoder is seen."""
+    vision, decoder = times.get("vision"), times.get("decoder")
+    total = times["total"] or 0.0
+    known = [(decoder, DECODER), (vision, VISION)]
+    parts = [(seconds, colour) for seconds, colour in known if seconds]
+    remainder = total - sum(seconds for seconds, _ in parts)
+    has_rest = remainder > 0.005 * total
+    if has_rest:
+        parts.append((remainder, REST))
+    bottom = 0.0
+    for seconds, colour in parts:
+        style = {"hatch": "////", "edgecolor": "white"} if pruned else {"edgecolor": "white"}
+        axes.bar(x, 1000 * seconds, 0.34, bottom, color=colour, linewidth=0.4, **style)
+        bottom += 1000 * seconds
+    return has_rest
+
+
+def _benchmark_axis(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xticks(range(len(names)), names, rotation=25, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, max(len(names), 1) - 0.4)
+    for k in range(len(names) - 1):
+        axes.axvline(k + 0.5, color=LIGHT, linewidth=0.5, zorder=0)

@@ -1,0 +1,1 @@
+"""One file per method of choosing layers; each has a function `choose(request) -> Choice`."""

@@ -1,0 +1,133 @@
+"""Result files in the run's own formats, for the tests of reporting."""
+
+import math
+import random
+from pathlib import Path
+
+from interlace.io import write_json
+from interlace.reporting.paper import load_paper
+
+MODELS = {
+    "big": {"label": "Qwen3-VL-8B stand-in", "paper": "8B"},
+    "small": {"label": "Qwen3-VL-4B stand-in", "paper": "4B"},
+    "own": {"label": "My model", "paper": None},
+}
+EXPERIMENTS = {
+    "primary": "big",
+    "method": "interlace",
+    "ratios": [10, 15, 20, 25],
+    "ratio": 25,
+    "baselines": ["wanda_2_4", "magnitude_2_4", "sleb"],
+    "ablations": ["consecutive", "random", "interlace_oa", "interlace_tn"],
+}
+STANDIN = ["stand-in models", "stand-in benchmarks"]
+
+
+def write_score(
+    root: Path, model: str, variant: str, mode: str, benchmark: str, score: float, /, **changes
+) -> Path:
+    """Write one evaluation file; `changes` replace keys of its body."""
+    body = {
+        "provenance": {"schema": "interlace/evaluation/1"},
+        "model": model,
+        "variant": variant,
+        "mode": mode,
+        "benchmark": benchmark,
+        "score": score,
+        "num_samples": 64,
+        "interval": [score - 5, score + 5],
+        "grader": {"kind": "exact_matching", "model": None, "ungraded": 0},
+        "fixture": False,
+        "partial": False,
+    }
+    path = root / model / "evaluation" / variant / mode / f"{benchmark}.json"
+    write_json(path, body | changes)
+    return path
+
+
+def write_timing(
+    root: Path, model: str, variant: str, benchmark: str, speedup: float, /, **changes
+) -> Path:
+    """Write one TTFT file; `changes` replace keys of its body."""
+    decoder, vision = 0.080, 0.030 if not benchmark.startswith("HR") else 0.120
+    pruned = (decoder + vision) / speedup
+    body = {
+        "provenance": {"schema": "interlace/ttft/1"},
+        "model": model,
+        "variant": variant,
+        "benchmark": benchmark,
+        "num_samples": 6,
+        "dense": {"mean_s": decoder + vision + 0.004},
+        "pruned": {"mean_s": pruned + 0.004},
+        "speedup": speedup,
+        "speedup_interval": [speedup - 0.03, speedup + 0.03],
+        "split": {
+            "dense": {"vision_s": vision, "decoder_s": decoder},
+            "pruned": {"vision_s": vision, "decoder_s": pruned - vision},
+        },
+        "device": "cpu",
+        "fixture": False,
+    }
+    path = root / model / "ttft" / variant / f"{benchmark}.json"
+    write_json(path, body | changes)
+    return path
+
+
+def write_paper_as_results(root: Path) -> tuple[list[Path], list[Path]]:
+    """Write the paper's own cells as if the 8B had been run: (evaluation files, TTFT files)."""
+    paper, scores, timings = load_paper(), [], []
+    columns = {
+        "consecutive-25-ft": "Consecutive",
+        "random-25-ft": "Random",
+        "interlace_oa-25-ft": "INTERLACE-OA",
+        "interlace_tn-25-ft": "INTERLACE-TN",
+        "interlace-25-ft": "INTERLACE",
+        "dense": "Dense",
+    }
+    for variant, column in columns.items():
+        for name, value in paper.column(5, column, paper.names).items():
+            scores.append(write_score(root, "big", variant, "cot", name, value))
+    for name, value in paper.column(6, "cot_Dense-FT", paper.names).items():
+        scores.append(write_score(root, "big", "dense-ft", "cot", name, value))
+    for variant, column in (("dense", "limited_Dense"), ("dense-ft", "limited_Dense-FT")):
+        for name, value in paper.column(6, column, paper.names).items():
+            scores.append(write_score(root, "big", variant, "limited", name, value))
+    for model, size in (("big", "8B"), ("small", "4B")):
+        for ratio in (10, 15, 20, 25):
+            for name, value in paper.column(4, f"{size}_{ratio}", paper.names).items():
+                variant = f"interlace-{ratio}-ft"
+                timings.append(write_timing(root, model, variant, name, value))
+    return scores, timings
+
+
+def make_pack(size: int, num_layers: int = 36, seed: int = 0) -> dict:
+    """Return a pack body with a plausible rise and fall over depth."""
+    rng = random.Random(seed)
+    windows = []
+    for start in range(num_layers - size + 1):
+        depth = (start + size / 2) / num_layers
+        mean = 1 - 0.02 * size - 0.35 * math.exp(-9 * depth) - 0.25 * math.exp(-14 * (1 - depth))
+        value = mean + 0.012 * size * (rng.random() - 0.5)
+        windows.append({"start": start, "token_mean": value, "sample_mean": value})
+    return {"model": "big", "size": size, "num_layers": num_layers, "windows": windows}
+
+
+def make_plan(num_layers: int = 36) -> dict:
+    """Return a plan of nine disjoint triplets, as Algorithm 1 gives."""
+    starts = [14, 17, 20, 11, 23, 26, 8, 29, 5]
+    triplets = [
+        {"start": s, "size": 3, "score": 0.9, "drop": s, "tune": s + 1, "anchor": s + 2}
+        for s in starts
+    ]
+    drop, tune = sorted(t["drop"] for t in triplets), sorted(t["tune"] for t in triplets)
+    return {
+        "model": "big",
+        "method": "interlace",
+        "ratio": 25,
+        "num_layers": num_layers,
+        "num_dropped": 9,
+        "drop": drop,
+        "tune": tune,
+        "freeze": [i for i in range(num_layers) if i not in {*drop, *tune}],
+        "triplets": triplets,
+    }

@@ -1,0 +1,163 @@
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from interlace.errors import InputError
+from interlace.io import write_json
+from interlace.reporting import build
+from interlace.reporting.figure_finetuning import changes_of_paper, draw_figure3, relative_change
+from interlace.reporting.figure_similarity import draw_figure2, layer_roles
+from interlace.reporting.figure_ttft import draw_breakdown, ladder
+from interlace.reporting.figures import write_figure
+from interlace.reporting.paper import load_paper
+from interlace.reporting.results import Results, load_results
+from tests.unit.reporting_results import (
+    MODELS,
+    STANDIN,
+    make_pack,
+    make_plan,
+    write_paper_as_results,
+    write_score,
+    write_timing,
+)
+
+PAPER = load_paper()
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def texts(figure) -> str:
+    """All that is written in a figure."""
+    return "\n".join(t.get_text() for t in figure.findobj(lambda o: hasattr(o, "get_text")))
+
+
+def is_whole(stem: Path) -> bool:
+    starts = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}
+    files = {suffix: stem.with_name(stem.name + suffix).read_bytes() for suffix in starts}
+    return all(files[suffix].startswith(start) for suffix, start in starts.items())
+
+
+def test_roles_of_layers():
+    plan = {
+        "num_layers": 6,
+        "drop": [1],
+        "tune": [2],
+        "triplets": [{"start": 1, "drop": 1, "tune": 2, "anchor": 3}],
+    }
+    assert layer_roles(plan) == ["freeze", "drop", "tune", "anchor", "freeze", "freeze"]
+    assert layer_roles({"num_layers": 2, "drop": [], "tune": [1]}) == ["freeze", "tune"]
+
+
+def test_figure_2_shows_the_plan(tmp_path):
+    figure = draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label", STANDIN)
+    written = texts(figure)
+    assert "Label: INTERLACE 25 %, 9 of 36 layers dropped" in written
+    assert "Stand-in: models, benchmarks" in written
+    letters = [line for line in written.splitlines() if line in ("D", "T", "A")]
+    assert {letter: letters.count(letter) for letter in "DTA"} == {"D": 9, "T": 9, "A": 9}
+    assert "tand-in" not in texts(draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label"))
+
+
+def test_figure_2_of_a_plan_without_triplets(tmp_path):
+    plan = make_plan() | {"triplets": [], "ratio": None, "method": "dense", "drop": []}
+    assert "Dense, 0 of 36" in texts(draw_figure2(plan, make_pack(1), make_pack(3), "Label"))
+
+
+def test_a_window_of_two_layers_is_shaded_as_two():
+    pair = {"start": 30, "size": 2, "score": 0.9, "drop": 30, "tune": 31, "anchor": None}
+    plan = make_plan() | {"triplets": [pair], "drop": [30], "tune": [31]}
+    figure = draw_figure2(plan, make_pack(1), make_pack(3), "Label")
+    (band,) = figure.axes[0].patches
+    assert (band.get_x(), band.get_width()) == (pytest.approx(29.56), pytest.approx(1.88))
+    assert "triplet taken" not in texts(figure)
+
+
+def test_figure_2_refuses_another_models_scores():
+    with pytest.raises(InputError, match=r"\[12, 36\] layers"):
+        draw_figure2(make_plan(), make_pack(1), make_pack(3, num_layers=12), "Label")
+
+
+def test_relative_change():
+    change = relative_change(
+        {"AI2D": 50.0, "POPE": 0.0, "VStar": 10.0}, {"AI2D": 60.0, "POPE": 5.0}
+    )
+    assert change == {"AI2D": pytest.approx(20.0)}
+    assert changes_of_paper(PAPER, "limited")["ScienceQA"] == pytest.approx(100 * 16.5 / 75.2)
+
+
+def test_figure_3_with_one_benchmark_and_with_none(tmp_path):
+    one = [
+        write_score(tmp_path, "big", variant, "cot", "TextVQA", score)
+        for variant, score in (("dense", 50.0), ("dense-ft", 55.0))
+    ]
+    assert "(n = 1)" in texts(draw_figure3(load_results(one), "big", PAPER, "Label"))
+    none = draw_figure3(Results(), "big", PAPER, "Label")
+    assert "no Dense and Dense-FT scores" in texts(none)
+
+
+def test_figure_3_is_about_one_model(tmp_path):
+    files = [write_score(tmp_path, m, "dense", "cot", "AI2D", 50.0) for m in ("big", "small")]
+    with pytest.raises(InputError, match="big, small"):
+        build.build_figure3(files, tmp_path / "figure", standin=[], label="Label")
+
+
+def test_ladder_is_sorted_by_ratio_and_leaves_others_out(tmp_path):
+    names = ("interlace-25-ft", "interlace-5-ft", "interlace-10-ft", "sleb-25-ft", "interlace-25")
+    files = [write_timing(tmp_path, "big", name, "AI2D", 1.1) for name in names]
+    assert [v.ratio for v in ladder(load_results(files), "big")] == [5, 10, 25]
+
+
+def test_breakdown_bars_add_up_to_the_mean(tmp_path):
+    file = write_timing(tmp_path, "big", "interlace-25-ft", "AI2D", 1.25)
+    figure = draw_breakdown(load_results([file]), MODELS, PAPER, "interlace")
+    patches = figure.axes[0].patches
+    dense = [p for p in patches if p.get_x() < 0 and p.get_hatch() is None]
+    assert len(dense) == 3
+    assert sum(p.get_height() for p in dense) == pytest.approx(114.0)
+    pruned = [p for p in patches if p.get_hatch()]
+    assert sum(p.get_height() for p in pruned) == pytest.approx(1000 * (0.110 / 1.25 + 0.004))
+
+
+def test_all_figures_are_written_from_files(tmp_path):
+    scores, timings = write_paper_as_results(tmp_path / "results")
+    for size in (1, 2, 3):
+        write_json(tmp_path / f"pack{size}.json", make_pack(size))
+    write_json(tmp_path / "plan.json", make_plan())
+    packs = [tmp_path / f"pack{size}.json" for size in (1, 2, 3)]
+    out = tmp_path / "figures"
+    common = {"standin": STANDIN, "label": "Label"}
+    build.build_figure2(
+        tmp_path / "plan.json", packs[0], packs[2], out / "figure2_a-12.5", **common
+    )
+    build.build_figure3(scores, out / "figure3", **common)
+    build.build_figure4({"A": packs, "B": packs}, out / "figure4", standin=STANDIN)
+    build.build_ttft_figures(timings, out, models=MODELS, standin=STANDIN)
+    stems = ("figure2_a-12.5", "figure3", "figure4", "ttft_speedup", "ttft_breakdown")
+    assert all(is_whole(out / stem) for stem in stems)
+    assert len(list(out.iterdir())) == 3 * len(stems)
+
+
+def test_files_are_the_same_every_time(tmp_path):
+    for name in ("a", "b"):
+        figure = draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label", STANDIN)
+        write_figure(figure, tmp_path / name)
+    for suffix in ("svg", "pdf", "png"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+def test_scores_without_windows_are_refused(tmp_path):
+    write_json(tmp_path / "pack1.json", {"size": 1})
+    with pytest.raises(InputError, match=r"pack1\.json: no windows"):
+        build.build_figure4({"A": [tmp_path / "pack1.json"]}, tmp_path / "figure", standin=[])
+
+
+def test_no_timings_still_make_a_figure_that_says_so(tmp_path):
+    figure = draw_breakdown(Results(), MODELS, PAPER, "interlace")
+    assert "no TTFT measured" in texts(figure)
+    build.build_ttft_figures([], tmp_path, models=MODELS, standin=[])
+    assert is_whole(tmp_path / "ttft_speedup")
