@@ -28,8 +28,8 @@ tables: [1, 4]
 evaluation: {benchmarks: [ChartQA, TextVQA, POPE]}
 ```
 
-`source: hub` in `data` expects, in this version, a copy of the dataset on disk: download the subsets
-you want (`hf download --repo-type dataset`) and name the folder with `source: local`.
+A `hub` dataset is read in place by range requests: the footers of all shards, then the row groups
+that hold a chosen row.
 
 Secrets never stand in a configuration: `evaluation.grader.key_env` holds the *name* of the
 environment variable with the grader's key, and `HF_TOKEN` is read from the environment.

@@ -173,12 +173,20 @@ class Grid:
         plans = self.plans_wanted()
         return _unique(m for m, p in plans if METHODS[split_plan_id(p)[0]].needs_scores)
 
-    def sample_source(self) -> list[str]:
-        """Return the folder that samples are drawn from; nothing for a hub dataset."""
+    def sample_folder(self) -> list[str]:
+        """Return the local folder that samples are drawn from; nothing for a hub dataset."""
         data = self.config["data"]
         if data["source"] == "demo":
             return [self.path("demo", "finevision")]
         return [data["path"]] if data["source"] == "local" else []
+
+    def sample_source(self) -> str:
+        """Return the folder, or the hub address, that samples are drawn from."""
+        data = self.config["data"]
+        if data["source"] == "hub":
+            revision = f"@{data['revision']}" if data["revision"] else ""
+            return f"hf://datasets/{data['path']}{revision}"
+        return self.sample_folder()[0]
 
     def benchmark_sources(self) -> list[str]:
         """Return the TSVs that benchmarks are prepared from; nothing where VLMEvalKit fetches them."""

@@ -65,9 +65,8 @@ def test_draw_samples_then_its_table(tmp_path):
     make_tiny_finevision(tmp_path / "data")
     done, log = run_script(
         "draw_samples", tmp_path / "a.log",
-        input={"source": [str(tmp_path / "data")]},
         output={"samples": str(tmp_path / "samples")},
-        params={"settings": DATA, "seed": 3},
+        params={"settings": DATA, "seed": 3, "source": str(tmp_path / "data")},
     )  # fmt: skip
     assert done.returncode == 0, log
     assert pq.read_table(tmp_path / "samples" / "manifest.parquet").num_rows > 0
@@ -86,9 +85,8 @@ def test_a_folder_without_samples_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     done, log = run_script(
         "draw_samples", tmp_path / "a.log",
-        input={"source": [str(tmp_path / "empty")]},
         output={"samples": str(tmp_path / "samples")},
-        params={"settings": DATA, "seed": 3},
+        params={"settings": DATA, "seed": 3, "source": str(tmp_path / "empty")},
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -150,7 +148,6 @@ def test_plan_and_its_figure(scored, tmp_path):
     assert done.returncode == 0, log
     for extension in ("svg", "pdf", "png"):
         assert stem.with_suffix(f".{extension}").stat().st_size > 1000
-    assert "stand-in" in stem.with_suffix(".svg").read_text()
 
 
 def test_a_plan_that_drops_no_layer_is_refused(scored, tmp_path):

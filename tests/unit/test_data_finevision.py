@@ -4,7 +4,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -123,7 +122,7 @@ def test_a_subset_is_drawn_the_same_whatever_stands_beside_it(tmp_path):
 
 def test_every_row_is_as_likely_as_any_other():
     seeds, rows, drawn = 2000, 20, 5
-    subset = Subset("s", (RowGroup(Path("a"), 0, 0, 12), RowGroup(Path("a"), 1, 12, 8)), SCHEMA)
+    subset = Subset("s", (RowGroup("a", 0, 0, 12), RowGroup("a", 1, 12, 8)), SCHEMA)
     seen = np.zeros(rows)
     for seed in range(seeds):
         seen[random_order(subset, seed)[:drawn]] += 1
@@ -261,3 +260,20 @@ def test_a_sample_that_lacks_a_manifest_row_is_refused(tmp_path):
 def test_sampling_and_reading_need_no_torch():
     code = "import sys, interlace.data.finevision, interlace.data.chat; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_remote_folder_is_read_like_a_local_one(tmp_path):
+    """Any fsspec address: here memory, on a hub `hf://datasets/<id>@<revision>`."""
+    import fsspec
+
+    local = make_tiny_finevision(tmp_path / "data")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(local), "/remote", recursive=True)
+    settings = SETTINGS | {"fraction": 0.5}
+    draw_samples(tmp_path / "data", tmp_path / "a", settings, seed=5)
+    draw_samples("memory://remote", tmp_path / "b", settings, seed=5)
+    tables = [pq.read_table(tmp_path / side / "manifest.parquet") for side in "ab"]
+    assert tables[0].num_rows > 0
+    assert tables[0].equals(tables[1])
+    with pytest.raises(InputError, match="no such folder"):
+        draw_samples("memory://absent", tmp_path / "c", settings, seed=5)

@@ -3,7 +3,7 @@
 
 rule draw_samples:
     input:
-        source=GRID.sample_source(),
+        GRID.sample_folder(),
     output:
         samples=directory(GRID.path("samples")),
     log:
@@ -17,6 +17,7 @@ rule draw_samples:
         runtime=RESOURCES["cpu"]["runtime"],
     params:
         settings=CONFIG["data"],
+        source=GRID.sample_source(),
         seed=SEED,
     message:
         "Samples: draw {params.settings[fraction]} of every subset"

@@ -6,7 +6,7 @@ with script_log(snakemake.log[0], snakemake.threads):
     from interlace.data.finevision import draw_samples
 
     draw_samples(
-        Path(snakemake.input.source[0]),
+        snakemake.params.source,
         Path(snakemake.output.samples),
         snakemake.params.settings,
         seed=snakemake.params.seed,

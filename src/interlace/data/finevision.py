@@ -8,7 +8,7 @@ Reading needs pyarrow and Pillow only.
 import sys
 from collections import Counter
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -134,9 +134,9 @@ def _draw_subset(
             for group, number, values in read_rows(subset, sorted(ranks)):
                 entry = _examine(values, settings)
                 entry |= {
-                    "id": f"{subset.name}/{group.shard.stem}/{group.number}/{number}",
+                    "id": f"{subset.name}/{PurePosixPath(group.shard).stem}/{group.number}/{number}",
                     "subset": subset.name,
-                    "shard": group.shard.name,
+                    "shard": PurePosixPath(group.shard).name,
                     "row_group": group.number,
                     "row": number,
                     "draw": ranks[group.start + number],

@@ -1,15 +1,22 @@
-"""Subsets of a folder of Parquet shards: what their footers say, and single rows out of them."""
+"""Subsets of a folder of Parquet shards: what their footers say, and single rows out of them.
 
+The folder is local or an address that fsspec knows, such as `hf://datasets/<id>@<revision>`; from
+there only footers and the row groups that hold a chosen row are read, by range requests.
+"""
+
+import glob
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
 
 from interlace.errors import InputError
+from interlace.progress import track
 
 # Column -> what each item of its lists must have. A column that is null throughout has no items.
 NEEDED_COLUMNS = {"images": ("bytes",), "texts": ("user", "assistant")}
@@ -17,9 +24,12 @@ NEEDED_COLUMNS = {"images": ("bytes",), "texts": ("user", "assistant")}
 
 @dataclass(frozen=True)
 class RowGroup:
-    """A row group of a shard; `start` is the number of its first row within the subset."""
+    """A row group of a shard; `start` is the number of its first row within the subset.
 
-    shard: Path
+    `shard` is a path or an address that fsspec knows.
+    """
+
+    shard: str
     number: int
     start: int
     num_rows: int
@@ -45,25 +55,43 @@ def list_subsets(source: str | Path) -> list[Subset]:
     Raises `InputError` where the folder is missing or empty, where no folder holds Parquet, or
     where a shard is truncated or lacks a needed column.
     """
-    source = Path(source)
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; data.path must name a folder of subsets")
-    folders = sorted(path for path in source.iterdir() if path.is_dir())
-    shards = {folder.name: sorted(folder.glob("*.parquet")) for folder in folders}
-    if not any(shards.values()):
+    filesystem, root = url_to_fs(str(source))
+    try:
+        if not filesystem.isdir(root):
+            raise InputError(f"{source}: no such folder; data.path must name a folder of subsets")
+        found = sorted(filesystem.glob(f"{glob.escape(root.rstrip('/'))}/*/*.parquet"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{source}: can't be listed ({_line(error)}); check data.path, HF_TOKEN and the network"
+        ) from error
+    shards: dict[str, list[str]] = {}
+    for path in found:
+        shards.setdefault(PurePosixPath(path).parent.name, []).append(path)
+    if not shards:
         raise InputError(
             f"{source}: no <subset>/*.parquet in it; data.path must name such a folder"
         )
-    return [_read_footers(name, files) for name, files in shards.items() if files]
+    return [
+        _read_footers(name, [filesystem.unstrip_protocol(path) for path in files])
+        for name, files in track(sorted(shards.items()), "reading footers", unit="subset")
+    ]
 
 
-def _read_footers(name: str, files: list[Path]) -> Subset:
+def open_shard(shard: str) -> pq.ParquetFile:
+    """Open a Parquet file by its path or address; only what is asked of it is read."""
+    filesystem, path = url_to_fs(shard)
+    return pq.ParquetFile(path, filesystem=filesystem)
+
+
+def _read_footers(name: str, files: list[str]) -> Subset:
     groups: list[RowGroup] = []
     schema = pa.schema([])
     start = 0
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with open_shard(path) as file:
                 columns = file.schema_arrow
                 sizes = [
                     file.metadata.row_group(number).num_rows
@@ -117,7 +145,7 @@ def read_rows(subset: Subset, rows: list[int]) -> Iterator[tuple[RowGroup, int, 
     for index, pairs in itertools.groupby(zip(of_group, rows, strict=True), key=lambda p: p[0]):
         group = subset.groups[index]
         try:
-            with pq.ParquetFile(group.shard) as file:
+            with open_shard(group.shard) as file:
                 table = file.read_row_group(group.number)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
