@@ -1,0 +1,1 @@
+"""Scores by VLMEvalKit on twelve benchmarks, and time to first token."""

@@ -1,0 +1,180 @@
+"""The paper's twelve benchmarks: what each is called, how it is scored, what it needs.
+
+Loads without torch or vlmeval. Names and order are the paper's; datasets are VLMEvalKit's.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from interlace.errors import InputError
+
+TEXT_CHART, GVQA, PERCEPTION, INST_SCI = "Text/Chart", "GVQA", "Perception", "Inst&Sci"
+
+# Qwen3VLChat reads OCRBench images at no less than this, whatever min_pixels says.
+OCRBENCH_MIN_PIXELS = 10 * 10 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    `dense_reference` tells whether the paper's dense score is `reported` (by Qwen) or `measured`;
+    `chance` is the score (0-100) of one constant or random answer, for four options where the
+    benchmark is multiple choice; `needs_grader` that a grading model reads the answers; `columns`
+    are those its TSV cannot do without.
+    """
+
+    name: str
+    dataset: str
+    category: str
+    dense_reference: str
+    unit: str
+    chance: float
+    needs_grader: bool = False
+    exact_matching: bool = False
+    columns: tuple[str, ...] = ("index", "image", "question", "answer")
+
+
+_CHOICE = ("index", "image", "question", "answer", "A", "B")
+
+_ALL = (
+    Benchmark("AI2D", "AI2D_TEST", TEXT_CHART, "reported", "accuracy", 25.0, False, True, _CHOICE),
+    Benchmark("ChartQA", "ChartQA_TEST", TEXT_CHART, "measured", "relaxed accuracy", 0.0),
+    Benchmark(
+        "OCRBench",
+        "OCRBench",
+        TEXT_CHART,
+        "reported",
+        "accuracy (substring)",
+        0.0,
+        columns=("index", "image", "question", "answer", "category"),
+    ),
+    Benchmark("TextVQA", "TextVQA_VAL", TEXT_CHART, "measured", "VQA accuracy", 0.0),
+    Benchmark(
+        "MMBench",
+        "MMBench_DEV_EN_V11",
+        GVQA,
+        "reported",
+        "circular accuracy",
+        100 / 4**4,  # all four rotations have to be right
+        False,
+        True,
+        _CHOICE,
+    ),
+    Benchmark(
+        "POPE",
+        "POPE",
+        GVQA,
+        "measured",
+        "F1",
+        200 / 3,  # always yes on balanced questions: precision 1/2, recall 1
+        False,
+        True,
+        ("index", "image", "question", "answer", "category"),
+    ),
+    Benchmark(
+        "RealWorldQA", "RealWorldQA", GVQA, "reported", "accuracy", 25.0, False, True, _CHOICE
+    ),
+    Benchmark(
+        "HRBench4K",
+        "HRBench4K",
+        PERCEPTION,
+        "reported",
+        "accuracy",
+        25.0,
+        False,
+        True,
+        (*_CHOICE, "category", "cycle_category"),
+    ),
+    Benchmark(
+        "HRBench8K",
+        "HRBench8K",
+        PERCEPTION,
+        "reported",
+        "accuracy",
+        25.0,
+        False,
+        True,
+        (*_CHOICE, "category", "cycle_category"),
+    ),
+    Benchmark(
+        "VStar", "VStarBench", PERCEPTION, "reported", "accuracy", 25.0, False, True, _CHOICE
+    ),
+    Benchmark(
+        "MIABench",
+        "MIA-Bench",
+        INST_SCI,
+        "reported",
+        "mean grade",
+        0.0,
+        needs_grader=True,
+        columns=(
+            *("index", "image", "question"),
+            *("num_of_component", "components", "component_weight", "component_type"),
+        ),
+    ),
+    Benchmark(
+        "ScienceQA", "ScienceQA_TEST", INST_SCI, "measured", "accuracy", 25.0, False, True, _CHOICE
+    ),
+)
+
+BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}
+DATASETS: dict[str, Benchmark] = {benchmark.dataset: benchmark for benchmark in _ALL}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """Return the benchmark called `name`; InputError with the possible names otherwise."""
+    try:
+        return BENCHMARKS[name]
+    except KeyError:
+        raise InputError(
+            f"benchmark '{name}' is unknown (possible: {', '.join(BENCHMARKS)})"
+        ) from None
+
+
+def by_dataset(dataset: str) -> Benchmark:
+    """Return the benchmark whose VLMEvalKit dataset is `dataset`; InputError otherwise."""
+    try:
+        return DATASETS[dataset]
+    except KeyError:
+        raise InputError(
+            f"dataset '{dataset}' is unknown (possible: {', '.join(DATASETS)})"
+        ) from None
+
+
+def check_graders(benchmarks: Sequence[str], grader: dict[str, Any] | None) -> None:
+    """Raise InputError if a benchmark needs a grading model and `grader` does not describe one.
+
+    `grader` is the config's `evaluation.grader`. Kind `demo` is complete without an address, which
+    the demo fills in when its server runs; an address on this machine needs no key.
+    """
+    asked = [name for name in benchmarks if get_benchmark(name).needs_grader]
+    if not asked:
+        return
+    grader = grader or {"kind": "none"}
+    kind, names = grader.get("kind"), ", ".join(asked)
+    if kind == "demo":
+        return
+    if kind != "openai":
+        raise InputError(
+            f"evaluation.grader.kind: {names} needs a grader and it is '{kind}'; set it to 'openai' "
+            f"with base_url and model, or leave {names} out of evaluation.benchmarks"
+        )
+    for key in ("base_url", "model"):
+        if not grader.get(key):
+            raise InputError(f"evaluation.grader.{key}: {names} needs it and it is empty; set it")
+    if not is_loopback(grader["base_url"]):
+        variable = grader.get("key_env") or ""
+        if not os.environ.get(variable):
+            raise InputError(
+                f"evaluation.grader.key_env: the environment variable '{variable}' is not set; "
+                f"{names} needs the key of {grader['base_url']} there"
+            )
+
+
+def is_loopback(base_url: str) -> bool:
+    """Return whether an address is this machine's own."""
+    return urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")

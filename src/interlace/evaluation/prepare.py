@@ -1,0 +1,183 @@
+"""Benchmarks made ready once, before parallel jobs read them: TSV in place, images on the disk."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from interlace.errors import InputError
+from interlace.evaluation import kit
+from interlace.evaluation.benchmarks import Benchmark, by_dataset
+from interlace.io import atomic_path, digest, read_json, remove, write_json
+from interlace.progress import track
+from interlace.provenance import stamp
+
+
+def prepare_benchmarks(datasets: Sequence[str], data_root: Path, source: str) -> None:
+    """Run `prepare_benchmark` for several datasets; vlmeval, slow to import, is imported once."""
+    for dataset in datasets:
+        prepare_benchmark(dataset, data_root, source)
+
+
+def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
+    """Put `<dataset>.tsv` and its images under `data_root` (the run's own LMUData root).
+
+    `source`: a folder of TSVs; `official`, downloaded by vlmeval and held to its md5; or `demo`, a
+    TSV that is in `data_root` already. Last comes `<dataset>.json` with the md5, the number of rows
+    and whether the TSV is the official one; any other is a `fixture`.
+
+    Raises InputError, naming file and row, for a TSV that is missing, cannot be read, lacks a
+    column, repeats an index, or holds an image that does not decode.
+    """
+    benchmark = by_dataset(dataset)
+    data_root = Path(data_root)
+    data_root.mkdir(parents=True, exist_ok=True)
+    tsv, record = data_root / f"{dataset}.tsv", data_root / f"{dataset}.json"
+    _place(dataset, tsv, source)
+    if record.exists() and tsv.exists():
+        found = read_json(record)
+        if found["md5"] == _md5(tsv) and (found["official"] or source != "official"):
+            return
+        record.unlink()
+    with kit.kit_environment(data_root):
+        if source == "official":
+            _download(dataset, tsv)
+        _check_table(tsv, benchmark)
+        # vlmeval never refreshes images of a TSV that changed, nor the shortened copy of a long one.
+        remove(data_root / f"{dataset}_local.tsv")
+        remove(data_root / "images" / _image_folder(dataset))
+        built = _build(dataset, tsv)
+        _dump_images(built, tsv)
+    md5 = _md5(tsv)
+    official = md5 == kit.official_md5(dataset)
+    rows = len(built.data)
+    write_json(
+        record,
+        {
+            "provenance": stamp(
+                "benchmark", config_digest=digest(source), seed=None, num_samples=rows
+            ),
+            "md5": md5,
+            "rows": rows,
+            "official": official,
+            "fixture": not official,
+        },
+    )
+
+
+def read_record(dataset: str, data_root: Path) -> dict[str, Any]:
+    """Return what `prepare_benchmark` recorded; InputError if it did not run or the TSV changed."""
+    tsv, record = Path(data_root) / f"{dataset}.tsv", Path(data_root) / f"{dataset}.json"
+    if not record.exists():
+        raise InputError(f"{record}: no such file; prepare the benchmark first (prepare_benchmark)")
+    found = read_json(record)
+    if not tsv.exists() or _md5(tsv) != found["md5"]:
+        raise InputError(f"{tsv}: missing or changed since it was prepared; prepare it again")
+    return found
+
+
+def _place(dataset: str, tsv: Path, source: str) -> None:
+    if source == "official":
+        return
+    if source == "demo":
+        if not tsv.exists():
+            raise InputError(f"{tsv}: no such file; the demo writes it, run that stage again")
+        return
+    given = Path(source) / tsv.name
+    if not given.is_file():
+        raise InputError(
+            f"{given}: no such file; put the benchmark's TSV there, leave it out of "
+            "evaluation.benchmarks, or set evaluation.source"
+        )
+    if tsv.exists() and given.samefile(tsv):
+        return
+    with atomic_path(tsv) as partial:
+        try:
+            os.link(given.resolve(), partial)
+        except OSError:  # another file system
+            shutil.copyfile(given, partial)
+
+
+def _check_table(tsv: Path, benchmark: Benchmark) -> None:
+    try:
+        columns = pd.read_csv(tsv, sep="\t", nrows=0).columns
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{tsv}: not a table separated by tabs ({_line(error)})") from None
+    missing = [column for column in benchmark.columns if column not in columns]
+    if missing:
+        raise InputError(
+            f"{tsv}: column {', '.join(missing)} is missing; {benchmark.name} needs "
+            f"{', '.join(benchmark.columns)}"
+        )
+    try:
+        index = pd.read_csv(tsv, sep="\t", usecols=["index"], dtype=str, keep_default_na=False)
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise InputError(f"{tsv}: cannot be read ({_line(error)})") from None
+    if index.empty:
+        raise InputError(f"{tsv}: no rows")
+    twice = index["index"][index["index"].duplicated()]
+    if len(twice):
+        raise InputError(f"{tsv}: index {twice.iloc[0]} stands in more than one row")
+
+
+def _build(dataset: str, tsv: Path) -> Any:
+    try:
+        return kit.build_dataset(dataset)
+    except AssertionError:
+        raise InputError(
+            f"{tsv}: an image that is shorter than 64 characters is not the index of a row with one"
+        ) from None
+
+
+def _dump_images(built: Any, tsv: Path) -> None:
+    for position in track(range(len(built.data)), f"{built.dataset_name} images", unit="rows"):
+        line = built.data.iloc[position]
+        try:
+            for path in built.dump_image(line):
+                with Image.open(path) as image:
+                    image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(
+                f"{tsv}: row {position + 2}: the image of index {line['index']} does not decode "
+                f"({_line(error)}); mend or remove the row"
+            ) from None
+
+
+def _download(dataset: str, tsv: Path) -> None:
+    """Let vlmeval fetch the official TSV, unless it is there; hold it to its md5."""
+    if tsv.exists() and _md5(tsv) == kit.official_md5(dataset):
+        return
+    vlmeval = kit.load_vlmeval()
+    cls = next(c for c in vlmeval.dataset.DATASET_CLASSES if dataset in c.supported_datasets())
+    try:
+        with atomic_path(tsv) as partial:
+            vlmeval.smp.download_file(cls.DATASET_URL[dataset], str(partial))
+    except Exception as error:  # vlmeval raises the base class
+        raise InputError(
+            f"{tsv}: could not be downloaded ({_line(error)}); fetch {cls.DATASET_URL[dataset]} "
+            "elsewhere and set evaluation.source to the folder that holds it"
+        ) from None
+    if _md5(tsv) != kit.official_md5(dataset):
+        remove(tsv)
+        raise InputError(f"{tsv}: the download is not the official file (md5); try again")
+
+
+def _image_folder(dataset: str) -> str:
+    kit.load_vlmeval()
+    from vlmeval.dataset.image_base import img_root_map
+
+    return img_root_map(dataset)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,132 @@
+import shutil
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from interlace.errors import InputError
+from interlace.evaluation import prepare
+from interlace.evaluation.prepare import prepare_benchmark, read_record
+from interlace.io import read_json
+from tests.tiny_benchmarks import make_tiny_benchmarks
+
+
+@pytest.fixture
+def source(tmp_path):
+    return make_tiny_benchmarks(tmp_path / "tsv", datasets=("AI2D_TEST", "MMBench_DEV_EN_V11"))
+
+
+def change(source, dataset, edit):
+    path = source / f"{dataset}.tsv"
+    table = pd.read_csv(path, sep="\t")
+    path.unlink()  # the prepared copy may be a hard link
+    edit(table).to_csv(path, sep="\t", index=False)
+
+
+def test_images_lie_there_and_the_tsv_is_a_fixture(source, tmp_path):
+    root = tmp_path / "lmu"
+    prepare_benchmark("MMBench_DEV_EN_V11", root, str(source))
+    record = read_json(root / "MMBench_DEV_EN_V11.json")
+    assert (record["rows"], record["official"], record["fixture"]) == (8, False, True)
+    images = sorted((root / "images" / "MMBench_V11").glob("*.png"))
+    assert len(images) == 8  # rotations refer to the first one's picture and get a file each
+    with Image.open(images[0]) as image:
+        assert image.size == (64, 64)
+    assert read_record("MMBench_DEV_EN_V11", root) == record
+
+
+def test_official_means_the_md5_that_vlmeval_pins(source, tmp_path, monkeypatch):
+    md5 = prepare._md5(source / "AI2D_TEST.tsv")
+    monkeypatch.setattr(prepare.kit, "official_md5", lambda dataset: md5)
+    prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
+    record = read_json(tmp_path / "lmu" / "AI2D_TEST.json")
+    assert (record["official"], record["fixture"]) == (True, False)
+
+
+def test_a_changed_tsv_gets_new_images_and_an_unchanged_one_is_left_alone(source, tmp_path):
+    root = tmp_path / "lmu"
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    image = root / "images" / "AI2D_TEST" / "0.png"
+    before = image.read_bytes()
+    image.write_bytes(b"")
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    assert image.read_bytes() == b""
+    change(source, "AI2D_TEST", lambda t: t.assign(image=list(t["image"][::-1])))
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    assert len(image.read_bytes()) > 0
+    assert image.read_bytes() != before
+
+
+def test_a_tsv_changed_behind_our_back_is_refused(source, tmp_path):
+    root = tmp_path / "lmu"
+    with pytest.raises(InputError, match=r"AI2D_TEST\.json: no such file; prepare"):
+        read_record("AI2D_TEST", root)
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    with (root / "AI2D_TEST.tsv").open("a") as handle:
+        handle.write("\n")
+    with pytest.raises(InputError, match=r"AI2D_TEST\.tsv: missing or changed"):
+        read_record("AI2D_TEST", root)
+
+
+def test_mistakes_are_named(source, tmp_path):
+    root = tmp_path / "lmu"
+    with pytest.raises(InputError, match=r"POPE\.tsv: no such file; put the benchmark's TSV there"):
+        prepare_benchmark("POPE", root, str(source))
+    with pytest.raises(InputError, match=r"POPE\.tsv: no such file; the demo writes it"):
+        prepare_benchmark("POPE", root, "demo")
+    change(source, "AI2D_TEST", lambda t: t.drop(columns=["A", "answer"]))
+    with pytest.raises(InputError, match=r"AI2D_TEST\.tsv: column answer, A is missing"):
+        prepare_benchmark("AI2D_TEST", root, str(source))
+    change(source, "MMBench_DEV_EN_V11", lambda t: t.assign(index=7))
+    with pytest.raises(InputError, match="index 7 stands in more than one row"):
+        prepare_benchmark("MMBench_DEV_EN_V11", root, str(source))
+    (source / "POPE.tsv").write_bytes(b"")
+    with pytest.raises(InputError, match=r"POPE\.tsv: not a table"):
+        prepare_benchmark("POPE", root, str(source))
+    assert not list(root.glob("*.json"))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "no picture"])
+def test_an_image_that_does_not_decode_names_its_row(damage, source, tmp_path):
+    def edit(table):
+        image = table.loc[1, "image"]
+        table.loc[1, "image"] = (
+            image[: len(image) // 8 * 4] if damage == "truncate" else "abcd" * 30
+        )
+        return table
+
+    change(source, "AI2D_TEST", edit)
+    with pytest.raises(InputError, match=r"AI2D_TEST\.tsv: row 3: the image of index 1 does not"):
+        prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
+    assert not (tmp_path / "lmu" / "AI2D_TEST.json").exists()
+
+
+def test_an_official_tsv_is_downloaded_and_held_to_its_md5(source, tmp_path, monkeypatch):
+    smp, given = prepare.kit.load_vlmeval().smp, source / "AI2D_TEST.tsv"
+    root = tmp_path / "lmu"
+
+    def no_network(url, file):
+        raise Exception(f"Failed to download {url}")  # what vlmeval raises
+
+    monkeypatch.setattr(smp, "download_file", no_network)
+    with pytest.raises(InputError, match=r"could not be downloaded .*AI2D_TEST\.tsv elsewhere"):
+        prepare_benchmark("AI2D_TEST", root, "official")
+    monkeypatch.setattr(smp, "download_file", lambda url, file: shutil.copyfile(given, file))
+    with pytest.raises(InputError, match="the download is not the official file"):
+        prepare_benchmark("AI2D_TEST", root, "official")
+    assert not (root / "AI2D_TEST.tsv").exists()
+    monkeypatch.setattr(prepare.kit, "official_md5", lambda dataset: prepare._md5(given))
+    prepare_benchmark("AI2D_TEST", root, "official")
+    assert read_json(root / "AI2D_TEST.json")["official"] is True
+    monkeypatch.setattr(smp, "download_file", no_network)
+    prepare_benchmark("AI2D_TEST", root, "official")  # it is there: nothing to fetch
+
+
+def test_a_fixture_does_not_pass_for_the_official_tsv(source, tmp_path, monkeypatch):
+    root, fetched = tmp_path / "lmu", []
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    smp = prepare.kit.load_vlmeval().smp
+    monkeypatch.setattr(smp, "download_file", lambda url, file: fetched.append(url) or 1 / 0)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        prepare_benchmark("AI2D_TEST", root, "official")
+    assert len(fetched) == 1
