@@ -1,0 +1,1 @@
+"""The one place that knows how a family of models keeps its decoder layers."""

@@ -1,0 +1,147 @@
+"""Load a checkpoint from disk, or say in one line why it must not be used."""
+
+import logging
+import re
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from interlace.decoder.layers import DECODER_PATHS, num_layers
+from interlace.errors import InputError
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def load_model(
+    path: str | Path,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    attention: str = "sdpa",
+) -> PreTrainedModel:
+    """Load a checkpoint folder in evaluation mode; nothing is fetched. dtype `auto` is its own.
+
+    Raises InputError if it is no checkpoint, if its family is unknown, if a weight would be newly
+    initialised, or if its weights hold more layers than its config states: transformers loads both
+    of the latter with no more than a line in the log.
+    """
+    path = _checkpoint_folder(path)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}/config.json: {_first_line(error)}") from None
+    if config.model_type not in DECODER_PATHS:
+        known = ", ".join(sorted(DECODER_PATHS))
+        raise InputError(f"{path}: model type {config.model_type!r} is unknown; known are {known}")
+    is_vision_language = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto = AutoModelForImageTextToText if is_vision_language else AutoModelForCausalLM
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what matters of its load report is checked below
+    try:
+        model, report = auto.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            attn_implementation=attention,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: its weights cannot be read: {_first_line(error)}") from None
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be loaded with attention {attention!r}: {_first_line(error)}"
+        ) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _refuse_incomplete(path, report)
+    model.eval()
+    return model.to(device) if device is not None else model
+
+
+def load_processor(
+    path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None
+) -> ProcessorMixin:
+    """Load a checkpoint's processor; `min_pixels` and `max_pixels` bound the pixels of an image.
+
+    Images outside the bounds are scaled, keeping their aspect. None keeps the checkpoint's own.
+    """
+    path = _checkpoint_folder(path)
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: its processor cannot be read: {_first_line(error)}") from None
+    size = getattr(getattr(processor, "image_processor", None), "size", None)
+    if size is not None and (min_pixels is not None or max_pixels is not None):
+        lowest = min_pixels if min_pixels is not None else size["shortest_edge"]
+        highest = max_pixels if max_pixels is not None else size["longest_edge"]
+        if lowest > highest:
+            raise InputError(f"min_pixels {lowest} is above max_pixels {highest} for {path}")
+        # Qwen's image processors name the bounds on the pixel count after edges.
+        processor.image_processor.size = {"shortest_edge": lowest, "longest_edge": highest}
+    return processor
+
+
+def _checkpoint_folder(path: str | Path) -> Path:
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no checkpoint there (config.json is missing)")
+    return path
+
+
+def _refuse_incomplete(path: Path, report: dict) -> None:
+    missing, mismatched = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    unexpected = sorted(report["unexpected_keys"])
+    depth = num_layers(path)
+    if missing:
+        stale = " (is num_hidden_layers in its config.json stale?)" if _layers(missing) else ""
+        raise InputError(
+            f"{path}: {len(missing)} weights would be newly initialised, first {missing[0]}{stale};"
+            " save the checkpoint again"
+        )
+    if mismatched:
+        raise InputError(
+            f"{path}: weight {mismatched[0][0]} has another shape than its config says"
+        )
+    deeper = [layer for layer in _layers(unexpected) if layer >= depth]
+    if deeper:
+        raise InputError(
+            f"{path}: config.json states {depth} decoder layers, its weights hold {max(deeper) + 1};"
+            " the depth is stale, save the checkpoint again"
+        )
+    if unexpected:
+        logging.getLogger(__name__).warning(
+            "%s: %d weights are not part of the model and not used, first %s",
+            path,
+            len(unexpected),
+            unexpected[0],
+        )
+
+
+def _layers(keys: list[str]) -> list[int]:
+    return [int(match.group(1)) for key in keys if (match := _LAYER.search(key))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,18 @@
+"""One rank of a training job under torchrun: `python -m interlace.training.worker job.json`."""
+
+import sys
+
+from interlace.io import read_json
+from interlace.training.run import run_job
+
+
+def main(arguments: list[str]) -> None:
+    """Run the job that a JSON file describes, and leave the process group in order."""
+    import torch.distributed
+
+    run_job(read_json(arguments[0]))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
