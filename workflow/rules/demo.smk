@@ -2,6 +2,8 @@
 
 
 rule demo_model:
+    input:
+        lambda w: f"{SOURCE}/interlace/demo/weights/{CONFIG['models'][w.model]['path']}/model.safetensors",
     output:
         directory(GRID.path("{model}", "base")),
     log:
