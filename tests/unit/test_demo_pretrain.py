@@ -10,24 +10,15 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from interlace.demo.base import build_config, build_processor, build_tokenizer
 from interlace.demo.drawing import render
+from interlace.demo.exam import accuracy, held_out
 from interlace.demo.forward import Encoder, Forward, Layout
 from interlace.demo.models import WEIGHTS, recipe_of
-from interlace.demo.pretrain import (
-    RECIPES,
-    Muon,
-    Recipe,
-    Run,
-    accuracy,
-    grow,
-    held_out,
-    new_model,
-    rate_scale,
-    recipe_digest,
-)
+from interlace.demo.optimizer import Muon, rate_scale
+from interlace.demo.pretrain import RECIPES, Recipe, Run, grow, new_model, recipe_digest
 from interlace.demo.scenes import Turn
 from interlace.demo.topics import training_scene
 
-SHORT = Recipe("standin_4b", vision_steps=4, small_steps=14, deep_steps=2, small_layers=2, warmup=4,
+SHORT = Recipe("standin_4b", vision_steps=4, small_steps=14, late_steps=3, deep_steps=2, small_layers=2, warmup=4,
                micro_batches=1, micro_tokens=400, shares=(0.6, 0.4))  # fmt: skip
 
 
@@ -48,7 +39,7 @@ def test_same_recipe_same_weights_falling_loss_and_resume_changes_nothing(tmp_pa
     first = Run(SHORT, tmp_path / "a", every=2, eval_every=1000, questions=2)
     weights = first.go().state_dict()
     language = first.losses[SHORT.vision_steps :]
-    assert len(language) == SHORT.small_steps + SHORT.deep_steps
+    assert len(language) == SHORT.small_steps + SHORT.late_steps + SHORT.deep_steps
     assert language[SHORT.small_steps - 1] < 0.9 * language[0]
 
     save = Run.save

@@ -23,7 +23,9 @@ CONFIG = {
 
 def render(name: str, config: dict, **wildcards) -> str:
     """Render as Snakemake's report does: Jinja, then docutils; a docutils complaint is an error."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     text = environment.from_string((CAPTIONS / name).read_text(encoding="utf-8")).render(
         snakemake=SimpleNamespace(config=config, wildcards=wildcards)
     )
