@@ -1,6 +1,7 @@
 """Run the workflow as a person would: the snakemake of this environment, in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,6 @@ def checkout(folder: Path) -> Path:
         source, target = ROOT / name, folder / name
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-            target.chmod(source.stat().st_mode & 0o777)
+            shutil.copy2(source, target)  # with its time, so that make installs nothing
+    (folder / ".venv").symlink_to(ROOT / ".venv")
     return folder

@@ -1,0 +1,153 @@
+"""The whole DAG on the smoke configuration: once through SLURM where it is installed, undisturbed;
+once by `make demo`, killed in every stage; both must end in the same tables.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflow import slurm
+from tests.workflow.run import checkout, snakemake
+
+pytestmark = pytest.mark.slow
+
+SMOKE = ("--configfile", "config/smoke.yaml")
+SLURM = (
+    "--profile", "profiles/slurm", "--slurm-no-account", "--slurm-status-command", "squeue",
+    "--slurm-init-seconds-before-status-checks", "3", "--seconds-between-status-checks", "3",
+    "--latency-wait", "10",
+)  # fmt: skip
+
+# A line of Snakemake's output that says a stage's job has begun; each is killed once.
+KILLED_AT = (
+    "Stand-in data:",
+    "Samples: draw",
+    "Scores standin_8b: similarity",
+    "SLEB's greedy search",
+    "Plan interlace-25",
+    "Fine-tune standin_8b",
+    "Sparsify standin_8b",
+    "Benchmarks: check",
+    "Evaluate interlace-25-ft of standin_8b",
+    "TTFT: dense and pruned",
+    "Table 2",
+    "Report:",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished smoke run; (its folder, how it was run, Snakemake's output)."""
+    folder = checkout(tmp_path_factory.mktemp("undisturbed"))
+    if slurm.missing():
+        done, how = snakemake("all", "report", "--cores", "2", *SMOKE, cwd=folder), "local"
+    else:
+        with slurm.running_slurm(tmp_path_factory.mktemp("slurm")) as env:
+            done = snakemake("all", "report", *SLURM, *SMOKE, cwd=folder, env=env)
+        how = "slurm"
+    assert done.returncode == 0, done.stdout[-6000:]
+    return folder, how, done.stdout
+
+
+def results(folder: Path) -> Path:
+    return folder / "results" / "smoke"
+
+
+def test_tables_figures_and_report_are_there_and_say_stand_in(undisturbed):
+    folder = results(undisturbed[0])
+    for number in range(1, 7):
+        for extension in ("csv", "md", "tex", "html"):
+            text = (folder / "tables" / f"table{number}.{extension}").read_text()
+            assert "stand-in" in text, f"table{number}.{extension}"
+    names = {p.stem for p in (folder / "figures").iterdir()}
+    assert names == {
+        "figure2_interlace-25_standin_8b", "figure2_interlace-25_standin_4b",
+        "figure3_finetuning", "figure4_similarity", "ttft_speedup", "ttft_breakdown",
+    }  # fmt: skip
+    assert {p.suffix for p in (folder / "figures").iterdir()} == {".svg", ".pdf", ".png"}
+    report = (folder / "report.html").read_text()
+    assert "This run is a stand-in" in report
+    for category in ("Tables", "Figures", "Samples", "Audit of the paper"):
+        assert category in report
+
+
+def test_every_result_says_where_it_comes_from(undisturbed):
+    folder = results(undisturbed[0])
+    files = [*folder.glob("*/evaluation/*/*/*.json"), *folder.glob("*/ttft/*/*.json"),
+             *folder.glob("*/plans/*.json"), *folder.glob("*/scores/*.json"),
+             *folder.glob("*/checkpoints/*/interlace.json")]  # fmt: skip
+    assert len(files) > 200
+    for path in files:
+        provenance = json.loads(path.read_text())["provenance"]
+        assert set(provenance) == {
+            "schema", "git_commit", "config_digest", "model_revision", "seed", "num_samples",
+            "versions",
+        }  # fmt: skip
+        assert provenance["versions"]["torch"], path
+    evaluation = json.loads(
+        (folder / "standin_8b/evaluation/dense/limited/MIABench.json").read_text()
+    )
+    assert evaluation["fixture"] is True
+    assert evaluation["grader"]["model"] == "demo-rules-grader"
+
+
+def test_a_second_run_finds_nothing_to_do(undisturbed):
+    done = snakemake("all", "report", "-n", *SMOKE, cwd=undisturbed[0])
+    assert done.returncode == 0, done.stdout
+    assert "Nothing to be done" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(slurm.missing() is not None, reason=slurm.missing() or "")
+def test_the_jobs_went_through_slurm(undisturbed):
+    folder, how, output = undisturbed
+    assert how == "slurm"
+    logs = folder / ".snakemake" / "slurm_logs"
+    assert "SLURM jobid" in output
+    assert not logs.exists() or not list(logs.rglob("*.err"))
+
+
+def test_killed_in_every_stage_it_ends_in_the_same_tables(undisturbed, tmp_path):
+    if shutil.which("flock") is None or shutil.which("make") is None:
+        pytest.skip("make and flock are needed")
+    folder = checkout(tmp_path / "killed")
+    for stage in KILLED_AT:
+        make_and_kill(folder, stage)
+    done = make(folder).communicate(timeout=1800)[0]
+    assert "Report:  results/smoke/report.html" in done, done[-6000:]
+    for number in (1, 3, 5, 6):  # Tables 2 and 4 hold clock times
+        table = Path("tables") / f"table{number}.csv"
+        ours, theirs = ((results(f) / table).read_text() for f in (folder, undisturbed[0]))
+        assert ours == theirs, table
+    leftovers = list(results(folder).rglob("*.partial"))
+    assert leftovers == []
+
+
+def make(folder: Path) -> subprocess.Popen:
+    """Start `make demo` on the smoke configuration, leader of a process group of its own."""
+    return subprocess.Popen(
+        ["make", "demo", "CONFIG=config/smoke.yaml", "RUN=smoke"],
+        cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def make_and_kill(folder: Path, stage: str, delay_s: float = 1.0) -> None:
+    """Run until a job of `stage` has begun, then kill -9 everything."""
+    process = make(folder)
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if stage in line:
+            time.sleep(delay_s)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            return
+    pytest.fail(f"'{stage}' never began:\n{''.join(seen)[-4000:]}")
