@@ -15,7 +15,7 @@ demo: $(READY)
 	@exec 9> results/.make.lock; flock -n 9 || { echo "make: another run is going on here" >&2; exit 1; }; \
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
 	snakemake --unlock --cores 1 --configfile $(CONFIG) > /dev/null 2>&1; \
-	snakemake --cores all --configfile $(CONFIG) --nolock all report && \
+	snakemake --cores all --configfile $(CONFIG) --nolock && \
 	echo && echo "Tables:  results/$(RUN)/tables/*.md (also .csv .tex .html)" && \
 	echo "Figures: results/$(RUN)/figures/*.png (also .svg .pdf)" && \
 	echo "Report:  results/$(RUN)/report.html"

@@ -24,6 +24,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/ttft.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -32,9 +33,7 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.samples.input,
-
-
-include: "workflow/rules/report.smk"
+        rules.report.output,
 
 
 localrules:

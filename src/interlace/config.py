@@ -18,6 +18,8 @@ from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.io import read_json
 
 Config = dict[str, Any]
+# Folders of a run beside those of its models.
+RESERVED = ("benchmarks", "demo", "figures", "logs", "samples", "tables")
 
 
 def load_schema(path: Path) -> dict[str, Any]:
@@ -102,6 +104,17 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
                 )
             depth = demo_models[model["path"]]
         _check_ratios(experiments, key, depth)
+        _check_protected(config["plan"]["protect"], key, depth)
+        if key in RESERVED:
+            raise InputError(
+                f"config: models.{key}: a run keeps other files under this name; choose another key"
+            )
+    for section in ("scoring", "sleb", "sparsity", "finetune", "evaluation"):
+        low, high = config[section]["min_pixels"], config[section]["max_pixels"]
+        if low and high and low > high:
+            raise InputError(f"config: {section}.min_pixels: {low} is more than max_pixels, {high}")
+    if config["data"]["source"] == "hub" and not config["data"]["path"]:
+        raise InputError("config: data.path: missing; give the id of the hub dataset")
     if config["data"]["source"] == "local":
         _check_samples_folder(config["data"]["path"])
     _check_evaluation(config["evaluation"])
@@ -124,6 +137,14 @@ def _check_ratios(experiments: Config, key: str, depth: int | None) -> None:
             raise InputError(
                 f"config: {place}: {ratio} % of the {depth} layers of {key} drops no layer; "
                 f"use at least {-(-100 // depth)}"
+            )
+
+
+def _check_protected(protect: list[int], key: str, depth: int | None) -> None:
+    for i, layer in enumerate(protect):
+        if depth is not None and layer >= depth:
+            raise InputError(
+                f"config: plan.protect[{i}]: {key} has no layer {layer}; its layers are 0 to {depth - 1}"
             )
 
 

@@ -5,11 +5,28 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from interlace.evaluation.benchmarks import BENCHMARKS, is_loopback
+
 
 def share_package(source: str) -> None:
     """Put the folder `source` on the module path of every process that this one starts."""
     paths = [source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p for p in paths if p))
+
+
+def key_missing(config: dict[str, Any], wanted: list[str]) -> str | None:
+    """Return the complaint if a hosted grader of the benchmarks `wanted` has no key in this environment."""
+    grader = config["evaluation"]["grader"]
+    graded = [name for name in wanted if BENCHMARKS[name].needs_grader]
+    if not graded or grader["kind"] != "openai" or is_loopback(grader["base_url"]):
+        return None
+    if os.environ.get(grader["key_env"]):
+        return None
+    return (
+        f"config: evaluation.grader.key_env: {graded[0]} needs a grader and the environment variable "
+        f"{grader['key_env']} is empty; export the key, or leave {graded[0]} out of "
+        "evaluation.benchmarks"
+    )
 
 
 def accelerator_missing(config: dict[str, Any]) -> str | None:

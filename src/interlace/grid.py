@@ -81,14 +81,14 @@ class Grid:
                 rows.append(method)
             else:
                 rows += [variant_id(method, experiments["ratio"], tuned=t) for t in (False, True)]
-        return [*rows, self.reference]
+        return _unique([*rows, self.reference])
 
     def ablations(self) -> list[str]:
         """Variants of Tables 3 and 5: the ablations, the main method, Dense."""
         experiments = self.config["experiments"]
         ratio = experiments["ratio"]
         others = [variant_id(m, ratio, tuned=True) for m in experiments["ablations"]]
-        return [*others, self.reference, "dense"]
+        return _unique([*others, self.reference, "dense"])
 
     def cells(self, table: int) -> list[Cell]:
         """Return the evaluations that a table is made of."""
@@ -167,6 +167,12 @@ class Grid:
         files = [self.path(m, "scores", name) for m in self.scored_models() for name in names]
         sleb = [m for m, p in self.plans_wanted() if METHODS[split_plan_id(p)[0]].needs_sleb]
         return files + [self.path(m, "scores", "sleb.json") for m in _unique(sleb)]
+
+    def sleb_ratio(self) -> int:
+        """Return the percent of layers that SLEB's search has to remove for every plan's sake."""
+        plans = [split_plan_id(plan) for _, plan in self.plans_wanted()]
+        ratios = [ratio for method, ratio in plans if METHODS[method].needs_sleb and ratio]
+        return max(ratios, default=self.config["experiments"]["ratio"])
 
     def scored_models(self) -> list[str]:
         """Return the models that a plan needs the similarity scores of."""

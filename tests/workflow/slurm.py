@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo")
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "srun")
 
 CONFIG = """\
 ClusterName=interlace-test
@@ -87,7 +87,12 @@ def running_slurm(folder: Path, memory_mb: int = 7000) -> Iterator[dict[str, str
     key.chmod(0o400)
     os.chmod(folder, 0o755)  # noqa: PTH101
     env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
-    env["PATH"] = env["PATH"] + ":/usr/sbin:/sbin"
+    env["PATH"] = f"{folder}:{env['PATH']}:/usr/sbin:/sbin"
+    # Snakemake takes SLURM_* variables out of a job's environment; srun inside the job needs this one.
+    real = shutil.which("srun")
+    shim = folder / "srun"
+    shim.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {real} "$@"\n')
+    shim.chmod(0o755)
     commands = [
         ["munged", "-F", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}",
          f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log",

@@ -1,6 +1,7 @@
 """What can be known before any job runs."""
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -39,7 +40,8 @@ def test_every_gpu_job_states_gpu_memory_and_runtime(monkeypatch):
     monkeypatch.chdir(ROOT)
     with SnakemakeApi(OutputSettings(quiet={"all"})) as api:
         workflow = api.workflow(
-            resource_settings=ResourceSettings(cores=64),
+            # As profiles/slurm has it: no bound on cores, which would hold for jobs on the cluster too.
+            resource_settings=ResourceSettings(nodes=64),
             config_settings=ConfigSettings(configfiles=[ROOT / "config" / "paper.yaml"]),
             snakefile=ROOT / "Snakefile",
         )
@@ -52,7 +54,14 @@ def test_every_gpu_job_states_gpu_memory_and_runtime(monkeypatch):
         assert job.resources["gpu"] == 1, job
         assert job.resources["mem_mb"] >= 64000, job
         assert job.resources["runtime"] >= 480, job
+        assert job.threads >= 8, job
     assert not any(job.resources.get("gpu") for job in jobs if job not in gpu_jobs)
+
+
+def test_the_slurm_profile_bounds_no_cores():
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())
+    assert "cores" not in profile
+    assert profile["executor"] == "slurm"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +123,21 @@ def test_a_mistake_in_the_configuration_is_one_line(tmp_path, change, message):
     assert "Traceback" not in done.stdout
 
 
-def test_the_paper_needs_a_gpu(monkeypatch):
-    done = snakemake("samples", "--cores", "1", "--nolock", "--configfile", "config/paper.yaml")
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has a GPU")
+def test_the_paper_needs_a_gpu():
+    done = snakemake("plans", "--cores", "1", "--nolock", "--configfile", "config/paper.yaml")
     assert done.returncode != 0
     assert "this machine has none" in done.stdout
+
+
+def test_a_hosted_grader_needs_its_key_before_anything_runs(tmp_path):
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    config["evaluation"]["grader"] = {
+        "kind": "openai", "base_url": "https://grader.example/v1", "model": "m", "key_env": "NO_KEY",
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    done = snakemake("table6", "--cores", "1", "--nolock", "--configfile", str(path))
+    assert done.returncode != 0
+    assert "environment variable NO_KEY is empty" in done.stdout
+    assert "Finished jobid" not in done.stdout

@@ -1,4 +1,5 @@
 # What every rule file uses: the checked configuration, the grid, wildcards, digests of code.
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ sys.path.insert(0, SOURCE)
 
 from interlace.config import complete, load_schema, standin_reasons
 from interlace.demo.models import BASE_MODELS
-from interlace.environment import accelerator_missing, share_package
+from interlace.environment import accelerator_missing, key_missing, share_package
 from interlace.errors import InputError
 from interlace.grid import Grid
 from interlace.io import code_digest
@@ -49,9 +50,16 @@ wildcard_constraints:
 
 
 onstart:
-    missing = accelerator_missing(CONFIG) if workflow.local_exec else None
-    if missing:
-        print(f"interlace: {missing}", file=sys.stderr)
+    # Only what the jobs at hand need: samples can be drawn on a machine without a GPU.
+    jobs = list(workflow.dag.needrun_jobs())
+    evaluates = any(job.rule.name == "evaluate" for job in jobs)
+    on_gpu = workflow.local_exec and any(job.resources.get("gpu") for job in jobs)
+    missing = [
+        key_missing(CONFIG, BENCHMARKS) if evaluates else None,
+        accelerator_missing(CONFIG) if on_gpu else None,
+    ]
+    if any(missing):
+        print("\n".join(f"interlace: {m}" for m in missing if m), file=sys.stderr)
         os._exit(1)
 
 

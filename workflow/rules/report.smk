@@ -23,7 +23,9 @@ rule effective_config:
 
 rule report:
     input:
-        rules.all.input,
+        rules.tables.input,
+        rules.figures.input,
+        rules.samples.input,
         config=rules.effective_config.output,
     output:
         GRID.path("report.html"),
@@ -35,7 +37,9 @@ rule report:
     resources:
         mem_mb=2000,
         runtime=30,
+    params:
+        python=sys.executable,
     message:
         "Report: {output}"
     shell:
-        "snakemake all --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"
+        "{params.python:q} -m snakemake tables figures samples --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"

@@ -46,7 +46,7 @@ rule score_sleb:
         runtime=RESOURCES["score"]["runtime"],
     params:
         settings=CONFIG["sleb"],
-        ratio=CONFIG["experiments"]["ratio"],
+        ratio=GRID.sleb_ratio(),
         protect=CONFIG["plan"]["protect"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=SEED,

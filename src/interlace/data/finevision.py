@@ -308,7 +308,3 @@ def _summary(
 def _rejections(rows: list[dict[str, Any]]) -> str:
     reasons = Counter(row["reason"] for row in rows)
     return f"{len(rows)} drawn" + "".join(f", {n} {reason}" for reason, n in reasons.items())
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,7 +3,7 @@
 import io
 import warnings
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class ImageDecodeError(ValueError):
@@ -27,6 +27,8 @@ def decode_image(data: bytes | None) -> Image.Image:
                 return ImageOps.exif_transpose(image).convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageDecodeError(f"too many pixels: {error}") from error
+    except UnidentifiedImageError as error:  # its own words name an address in memory
+        raise ImageDecodeError("UnidentifiedImageError: in no format that Pillow knows") from error
     except Exception as error:
         # Pillow's format plugins raise what they like: OSError, SyntaxError, struct.error, KeyError.
         raise ImageDecodeError(f"{type(error).__name__}: {error}") from error

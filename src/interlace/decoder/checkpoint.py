@@ -75,6 +75,8 @@ def save_checkpoint(
     with atomic_path(out, directory=True) as partial:
         model.save_pretrained(partial, state_dict=state_dict)
         processor.save_pretrained(partial)
+        for file in partial.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes 0600, which a colleague on a cluster can't read
         verify_checkpoint(partial, probe, dtype=model.dtype, device=model.device)
         info = {
             **info,

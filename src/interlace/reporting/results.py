@@ -25,6 +25,7 @@ class Score:
     fixture: bool = False
     ungraded: int = 0
     grader: str | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Results:
     def models(self) -> set[str]:
         """Keys of the models that have a result."""
         return {key[0] for key in (*self.scores, *self.timings)}
+
+    def max_new_tokens(self, mode: str) -> list[int]:
+        """Return the limits on new tokens that the scores of a mode were measured with."""
+        scores = (s for key, found in self.scores.items() if key[2] == mode for s in found.values())
+        return sorted({s.max_new_tokens for s in scores if s.max_new_tokens is not None})
 
     def values(self, model: str, variant: str, mode: str) -> dict[str, Score]:
         """Return benchmark -> score; empty if the variant was not evaluated in that mode."""
@@ -130,6 +136,7 @@ def _score(body: dict[str, Any], file: Path) -> Score:
         fixture=bool(body.get("fixture")),
         ungraded=int(grader.get("ungraded") or 0),
         grader=grader.get("model"),
+        max_new_tokens=(body.get("generation") or {}).get("max_new_tokens"),
     )
 
 

@@ -16,7 +16,8 @@ from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
 from interlace.reporting.results import Results, Score
 
 PAPER_ABLATIONS = ("consecutive", "random", "interlace_oa", "interlace_tn")
-MODE_LABELS = {"cot": "CoT (at most 16384 new tokens)", "limited": "Limited (at most 50)"}
+MODE_LABELS = {"cot": "CoT", "limited": "Limited"}
+PAPER_TOKENS = {"cot": 16384, "limited": 50}
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def make_table(
         model_label(model, models)
     table = makers[number](_Sources(results, paper, models, experiments))
     table.standin = results.standin_reasons(standin)
+    table.notes += _token_note(results)
     table.notes += _common_notes(table)
     if results.ungraded:
         table.notes.append(f"{results.ungraded} answers were not graded.")
@@ -260,7 +262,7 @@ def _table2(sources: _Sources) -> Table:
             else:
                 cell = _mark(_average_cell(found[column.key], printed), names, *origin)
             cells[variant.id, column.key] = cell
-    title = _of_primary(sources, "Methods compared, limited mode (at most 50 new tokens)")
+    title = _of_primary(sources, "Methods compared, limited mode")
     table = Table(2, title, "Method", columns, rows, cells, ("Sparsity", "Fine-tuned"))
     table.notes.append(
         "Relative performance: 100 × the average over Dense-FT's average. TTFT speed-up: mean over "
@@ -345,6 +347,17 @@ def _speedup_cell(sources: _Sources, variant: Variant, printed: float | None) ->
 
 
 # -- shared ---------------------------------------------------------------------------------------
+
+
+def _token_note(results: Results) -> list[str]:
+    """Say how many new tokens each mode allowed, ours and the paper's."""
+    notes = []
+    for mode, label in MODE_LABELS.items():
+        limits = results.max_new_tokens(mode)
+        if limits:
+            ours = " or ".join(map(str, limits))
+            notes.append(f"{label}: at most {ours} new tokens, in the paper {PAPER_TOKENS[mode]}.")
+    return notes
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, float]:
