@@ -1,0 +1,9 @@
+"""One thread for numerical libraries, here and in every process a test starts.
+
+The workflow gives each job its own number of threads; results are bit-equal for an equal number
+only, and two threads each would crowd two cores.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
