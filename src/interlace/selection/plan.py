@@ -216,15 +216,25 @@ def write_plan(
     )
     if digest_of is not None:
         plan.scores_digest = digest_of
+    source = Path(base_config) / "source.json"
     provenance = stamp(
         "plan",
         config_digest=config_digest or digest([method, ratio, settings]),
         seed=seed,
-        num_samples=None,
+        num_samples=_num_samples(scores_dir, sleb),
+        model_revision=read_json(source)["resolved"] if source.is_file() else None,
     )
     write_text(sheet or Path(out).with_suffix(".md"), plan_sheet(plan, scores))
     write_json(out, {"provenance": provenance, **plan.to_dict()})
     return plan
+
+
+def _num_samples(scores_dir: str | Path | None, sleb: str | Path | None) -> int | None:
+    """Return how many calibration samples stand behind the plan; None where none do."""
+    path = Path(scores_dir) / "pack1.json" if scores_dir is not None else sleb
+    if path is None:
+        return None
+    return (read_json(path).get("provenance") or {}).get("num_samples")
 
 
 def _read_removals(path: Path, model: str, num_layers: int) -> tuple[list[int], str]:
