@@ -17,7 +17,7 @@ rule draw_samples:
         runtime=RESOURCES["cpu"]["runtime"],
     params:
         settings=CONFIG["data"],
-        source=GRID.sample_source(),
+        source=lambda w, input: input[0] if input else GRID.sample_source(),
         seed=SEED,
     message:
         "Samples: draw {params.settings[fraction]} of every subset"
