@@ -12,7 +12,7 @@ CONFIG := config/config.yaml
 demo: $(READY)
 	@mkdir -p results
 	@# flock keeps two runs apart; under it, a lock that a killed run left behind is safe to remove.
-	@exec 9> results/.make.lock; flock -n 9 || { echo "make: another run is going on here" >&2; exit 1; }; \
+	@exec 9> results/.make.lock; flock -w 10 9 || { echo "make: another run is going on here" >&2; exit 1; }; \
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
 	snakemake --unlock --cores 1 --configfile $(CONFIG) > /dev/null 2>&1; \
 	snakemake --cores all --configfile $(CONFIG) --nolock && \
