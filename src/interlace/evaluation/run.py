@@ -42,7 +42,7 @@ def evaluate(
 
     `settings` is the config's `evaluation` section; `dtype` (float32) and `attention` (sdpa) say how
     the checkpoint is loaded, `modes[mode]` how many tokens it may generate. Predictions lie under
-    `out_dir/work/<digest of checkpoint, benchmark and settings>/` and are not generated twice.
+    `work/` in `out_dir`, keyed by checkpoint, benchmark and settings, and are not generated twice.
 
     Raises InputError before any work for a benchmark that is unknown, not prepared or without its
     grader, and after grading for rows that stayed ungraded.

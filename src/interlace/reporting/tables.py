@@ -12,12 +12,11 @@ from interlace.reporting import averages
 from interlace.reporting.averages import Average
 from interlace.reporting.labels import Variant, method_label, model_label, parse_variant
 from interlace.reporting.layout import Cell, Column, Row, Table
+from interlace.reporting.notes import MODE_LABELS, cell_notes, device_notes, token_notes
 from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
 from interlace.reporting.results import Results, Score
 
 PAPER_ABLATIONS = ("consecutive", "random", "interlace_oa", "interlace_tn")
-MODE_LABELS = {"cot": "CoT", "limited": "Limited"}
-PAPER_TOKENS = {"cot": 16384, "limited": 50}
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ def make_table(
         model_label(model, models)
     table = makers[number](_Sources(results, paper, models, experiments))
     table.standin = results.standin_reasons(standin)
-    table.notes += _token_note(results)
-    table.notes += _common_notes(table)
+    table.notes += token_notes(results)
+    table.notes += cell_notes(table)
     if results.ungraded:
         table.notes.append(f"{results.ungraded} answers were not graded.")
     return table
@@ -162,7 +161,7 @@ def _table4(sources: _Sources) -> Table:
         list(sources.paper.categories),
     )
     table.notes.append("Mean TTFT of Dense over mean TTFT of the pruned model.")
-    table.notes += _device_note(sources.results)
+    table.notes += device_notes(sources.results)
     return table
 
 
@@ -268,7 +267,7 @@ def _table2(sources: _Sources) -> Table:
         "Relative performance: 100 × the average over Dense-FT's average. TTFT speed-up: mean over "
         "the benchmarks; Dense is 1 by definition."
     )
-    table.notes += _device_note(sources.results)
+    table.notes += device_notes(sources.results)
     return table
 
 
@@ -349,17 +348,6 @@ def _speedup_cell(sources: _Sources, variant: Variant, printed: float | None) ->
 # -- shared ---------------------------------------------------------------------------------------
 
 
-def _token_note(results: Results) -> list[str]:
-    """Say how many new tokens each mode allowed, ours and the paper's."""
-    notes = []
-    for mode, label in MODE_LABELS.items():
-        limits = results.max_new_tokens(mode)
-        if limits:
-            ours = " or ".join(map(str, limits))
-            notes.append(f"{label}: at most {ours} new tokens, in the paper {PAPER_TOKENS[mode]}.")
-    return notes
-
-
 def _plain(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value.value for name, value in values.items()}
 
@@ -383,32 +371,3 @@ def _mark(cell: Cell, names: Sequence[str], *sources: Mapping[str, Any]) -> Cell
 
 def _of_primary(sources: _Sources, title: str) -> str:
     return f"{title}, {model_label(sources.primary, sources.models)}"
-
-
-def _device_note(results: Results) -> list[str]:
-    timings = [t for group in results.timings.values() for t in group.values()]
-    devices = sorted({t.device for t in timings if t.device})
-    counts = sorted({t.num_samples for t in timings if t.num_samples})
-    if not devices:
-        return []
-    samples = (
-        f", {'-'.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))} samples per benchmark"
-    )
-    return [f"TTFT of ours: on {', '.join(devices)}{samples if counts else ''}."]
-
-
-def _common_notes(table: Table) -> list[str]:
-    cells = [table.cell(row, column) for row in table.rows for column in table.columns]
-    notes = []
-    if any(cell.paper is not None for cell in cells):
-        notes.append("Differences are ours − the paper's, taken before rounding.")
-    if any(cell.partial for cell in cells):
-        notes.append("† from part of a benchmark (evaluation.limit).")
-    if any(cell.coverage for cell in cells):
-        notes.append(
-            "[n/m] averages n of the m benchmarks of the paper's average; not compared with it."
-        )
-    missing = sum(cell.ours is None for cell in cells)
-    if missing:
-        notes.append(f"– no result: {missing} of {len(cells)} cells of ours.")
-    return notes
