@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import write_json
 from interlace.selection.method import Choice, Method
 from interlace.selection.plan import LayerPlan, make_plan, read_plan, write_plan
-from interlace.selection.ratio import num_dropped
 from interlace.selection.registry import METHODS
 from interlace.selection.scores import ScoreTable, read_scores
 from interlace.selection.sheet import layer_roles, plan_sheet

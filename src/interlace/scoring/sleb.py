@@ -18,12 +18,12 @@ from interlace.data.chat import load_records
 from interlace.data.seeds import derive_seed
 from interlace.decoder.layers import decoder_layers, decoder_stack, num_layers
 from interlace.decoder.load import load_model, load_processor
+from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest, write_json
 from interlace.progress import track
 from interlace.provenance import stamp
 from interlace.scoring.batches import SampleBatches
-from interlace.selection.ratio import num_dropped
 
 LOGIT_TOKENS = 2048  # logits of so many tokens are made at a time
 

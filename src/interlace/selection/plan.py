@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from interlace.decoder import layers as decoder
+from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, read_json, write_json, write_text
 from interlace.provenance import stamp
 from interlace.selection.method import READINGS, Request
-from interlace.selection.ratio import num_dropped
 from interlace.selection.registry import METHODS
 from interlace.selection.scores import ScoreTable, read_scores
 from interlace.selection.sheet import plan_sheet
