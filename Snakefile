@@ -17,6 +17,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/demo.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/plan.smk"
 include: "workflow/rules/finetune.smk"
@@ -39,6 +40,7 @@ rule all:
 localrules:
     all,
     samples,
+    conversations,
     scores,
     plans,
     checkpoints,

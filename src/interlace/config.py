@@ -6,6 +6,7 @@ every key and holds the defaults, which are the paper's own recipe.
 
 import copy
 import difflib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,31 @@ import yaml
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.io import read_json
+from interlace.scoring.released_files import released_files
+from interlace.selection.registry import PRUNERS, TWO_FOUR
 
 Config = dict[str, Any]
 # Folders of a run beside those of its models.
-RESERVED = ("benchmarks", "demo", "figures", "logs", "samples", "tables")
+RESERVED = ("benchmarks", "demo", "figures", "logs", "samples", "sampling", "tables")
+# What the schema's `x-methods` stands for: the registry knows the methods, the file lists none.
+METHOD_LISTS = {"pruners": PRUNERS, "baselines": (*TWO_FOUR, *PRUNERS)}
 
 
 def load_schema(path: Path) -> dict[str, Any]:
-    """Return the schema at `path`."""
+    """Return the schema at `path`, with the registry's methods where it says `x-methods`."""
     with path.open(encoding="utf-8") as handle:
-        return yaml.safe_load(handle)
+        return _with_methods(yaml.safe_load(handle))
+
+
+def _with_methods(node: Any) -> Any:
+    if isinstance(node, list):
+        return [_with_methods(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: _with_methods(sub) for key, sub in node.items() if key != "x-methods"}
+    if "x-methods" in node:
+        found["enum"] = list(METHOD_LISTS[node["x-methods"]])
+    return found
 
 
 def complete(
@@ -93,6 +109,12 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
         )
     for key, model in models.items():
         model.setdefault("label", key)
+        if model["scores"]:
+            try:
+                released_files(model["scores"])
+            except InputError as error:
+                raise InputError(f"config: models.{key}.scores: {error}") from None
+            _check_imported(config["plan"], key)
         depth = None
         if model["source"] == "local":
             depth = _checkpoint_depth(key, Path(model["path"]))
@@ -113,8 +135,9 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
         low, high = config[section]["min_pixels"], config[section]["max_pixels"]
         if low and high and low > high:
             raise InputError(f"config: {section}.min_pixels: {low} is more than max_pixels, {high}")
-    if config["data"]["source"] == "hub" and not config["data"]["path"]:
-        raise InputError("config: data.path: missing; give the id of the hub dataset")
+    if config["data"]["source"] in ("hub", "address") and not config["data"]["path"]:
+        what = "id of the hub dataset" if config["data"]["source"] == "hub" else "address"
+        raise InputError(f"config: data.path: missing; give the {what}")
     if config["data"]["source"] == "local":
         _check_samples_folder(config["data"]["path"])
     _check_evaluation(config["evaluation"])
@@ -137,6 +160,17 @@ def _check_ratios(experiments: Config, key: str, depth: int | None) -> None:
             raise InputError(
                 f"config: {place}: {ratio} % of the {depth} layers of {key} drops no layer; "
                 f"use at least {-(-100 // depth)}"
+            )
+
+
+def _check_imported(plan: Config, key: str) -> None:
+    """Check that plans ask nothing of imported scores, means per sample, that they cannot tell."""
+    for name, possible in (("reading", "released"), ("modality", "all"), ("subsets", None)):
+        if plan[name] != possible:
+            shown = "null" if possible is None else possible
+            raise InputError(
+                f"config: plan.{name}: models.{key}.scores are one mean per sample, without token "
+                f"counts and subsets; set plan.{name}: {shown}"
             )
 
 
@@ -166,7 +200,10 @@ def _check_samples_folder(path: str | None) -> None:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"config: data.path: {folder}: no such folder")
-    if next(folder.glob("*/*.parquet"), None) is None:
+    if (
+        next(itertools.chain(folder.glob("*/*.parquet"), folder.glob("*/*/*.parquet")), None)
+        is None
+    ):
         raise InputError(
             f"config: data.path: {folder} holds no <subset>/*.parquet; one folder per subset is expected"
         )

@@ -8,13 +8,16 @@ from typing import Any
 
 import yaml
 
+from interlace.config import load_schema
+
 SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
 
 _HEAD = """# Configuration
 
 One file configures a run. `config.yaml` is the demo (default), `paper.yaml` the whole paper,
-`smoke.yaml` the whole workflow in minutes. Pass another with `--configfile`; it replaces the demo's
-as a whole. Two files are merged, the later one wins: `--configfile config/config.yaml mine.yaml`.
+`methods.yaml` Table 2 of the demo with every pruner as a baseline, `smoke.yaml` the whole workflow
+in minutes. Pass another with `--configfile`; it replaces the demo's as a whole. Two files are
+merged, the later one wins: `--configfile config/config.yaml mine.yaml`.
 
 Every key that is left out has the default below, which is the paper's own value. Unknown keys are
 refused. The shortest file that prunes a model of your own:
@@ -28,8 +31,10 @@ tables: [1, 4]
 evaluation: {benchmarks: [ChartQA, TextVQA, POPE]}
 ```
 
-A `hub` dataset is read in place by range requests: the footers of all shards, then the row groups
-that hold a chosen row.
+A `hub` dataset (any with Parquet files in a folder per subset) is never downloaded as a whole. Its
+footers are read by range requests, the sample is drawn and its bytes are stated, and then the row
+groups that hold a drawn row are fetched, one job per subset. HF_TOKEN, HF_ENDPOINT, HF_HOME and
+HF_HUB_OFFLINE are honoured; `--resources requests=16` bounds the requests of all jobs together.
 
 Secrets never stand in a configuration: `evaluation.grader.key_env` holds the *name* of the
 environment variable with the grader's key, and `HF_TOKEN` is read from the environment.
@@ -85,10 +90,9 @@ def _row(name: str, schema: dict[str, Any]) -> str:
 def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{_value(v)}`" for v in schema["enum"])
-    if schema.get("type") == "array":
-        return f"list of {_kind(schema['items'])}"
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return " or ".join(kinds)
+    listed = f"list of {_kind(schema['items'])}" if "items" in schema else "array"
+    return " or ".join(listed if kind == "array" else kind for kind in kinds)
 
 
 def _value(value: Any) -> str:
@@ -97,4 +101,4 @@ def _value(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(describe(yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))), end="")
+    print(describe(load_schema(SCHEMA)), end="")

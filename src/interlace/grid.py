@@ -4,14 +4,24 @@ A pure function of the configuration; loads without torch. Every path below a ru
 spelled here and nowhere else, so that the rules can stay free of functions.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from interlace.evaluation.benchmarks import BENCHMARKS
-from interlace.selection.registry import METHODS
+from interlace.io import read_json
+from interlace.scoring.released_files import released_files, released_names
+from interlace.selection.method import Method
+from interlace.selection.registry import METHODS, TWO_FOUR
 
-TWO_FOUR = ("wanda_2_4", "magnitude_2_4")
+# What plans are made from, beside the base model: name, file of the scores, which methods need it.
+PLAN_INPUTS: tuple[tuple[str, str, Callable[[Method], bool]], ...] = (
+    ("windows", "windows.parquet", lambda method: method.needs_scores),
+    ("sleb", "sleb.json", lambda method: method.needs_sleb),
+    ("losses", "block_losses.json", lambda method: method.needs_losses),
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -152,21 +162,50 @@ class Grid:
         return self.path(model, "checkpoints", variant)
 
     def plan_inputs(self, model: str, plan: str) -> dict[str, Any]:
-        """Return the files a plan is made from."""
-        method = METHODS[split_plan_id(plan)[0]]
-        inputs: dict[str, Any] = {"base": self.path(model, "base")}
-        if method.needs_scores:
-            inputs["packs"] = [self.path(model, "scores", f"pack{k}.json") for k in (1, 2, 3)]
-        if method.needs_sleb:
-            inputs["sleb"] = self.path(model, "scores", "sleb.json")
-        return inputs
+        """Return the files a plan is made from, by the name that the plan's rule knows them by."""
+        return {"base": self.path(model, "base")} | {
+            name: self.path(model, "scores", file)
+            for name, file, needs in PLAN_INPUTS
+            if needs(METHODS[split_plan_id(plan)[0]])
+        }
 
     def score_files(self) -> list[str]:
-        """Return the score files of every model, SLEB's among them where a plan needs it."""
-        names = ("windows.parquet", "pack1.json", "pack2.json", "pack3.json")
-        files = [self.path(m, "scores", name) for m in self.scored_models() for name in names]
-        sleb = [m for m, p in self.plans_wanted() if METHODS[split_plan_id(p)[0]].needs_sleb]
-        return files + [self.path(m, "scores", "sleb.json") for m in _unique(sleb)]
+        """Return the score files of every model: the similarities, and what other plans go by."""
+        packs = ("pack1.json", "pack2.json", "pack3.json")
+        files = [self.path(m, "scores", pack) for m in self.scored_models() for pack in packs]
+        measured = [m for m in self.scored_models() if not self.config["models"][m]["scores"]]
+        files += [file for m in measured for file in self.released_files(m)]
+        inputs = [self.plan_inputs(model, plan) for model, plan in self.plans_wanted()]
+        return (
+            _unique(path for found in inputs for name, path in found.items() if name != "base")
+            + files
+        )
+
+    def shard_file(self, model: str, shard: int | str) -> str:
+        """Return the file of one shard of a model's similarity scores."""
+        return self.path(
+            model, "scores", "shards", f"{shard}-of-{self.config['scoring']['shards']}.parquet"
+        )
+
+    def shard_files(self, model: str) -> list[str]:
+        """Return the files of all shards of a model's similarity scores."""
+        return [self.shard_file(model, i) for i in range(self.config["scoring"]["shards"])]
+
+    def released_files(self, model: str) -> list[str]:
+        """Return a model's similarity scores in the released code's layout, by window size."""
+        data = self.config["data"]
+        names = released_names(model, Path(data["path"] or "demo").name)
+        return [self.path(model, "scores", "released", name) for name in names]
+
+    def imported_files(self, model: str) -> list[str]:
+        """Return the files of the released code's layout that a model's scores are taken from."""
+        return [str(file) for file in released_files(self.config["models"][model]["scores"])]
+
+    def model_pattern(self, *, imported: bool) -> str:
+        """Return a pattern of the models whose similarity scores are imported, or measured."""
+        models = self.config["models"].items()
+        found = [key for key, model in models if bool(model["scores"]) == imported]
+        return "|".join(map(re.escape, found)) or "(?!)"
 
     def sleb_ratio(self) -> int:
         """Return the percent of layers that SLEB's search has to remove for every plan's sake."""
@@ -180,19 +219,30 @@ class Grid:
         return _unique(m for m, p in plans if METHODS[split_plan_id(p)[0]].needs_scores)
 
     def sample_folder(self) -> list[str]:
-        """Return the local folder that samples are drawn from; nothing for a hub dataset."""
+        """Return the local folder that samples are drawn from; nothing for other addresses."""
         data = self.config["data"]
         if data["source"] == "demo":
             return [self.path("demo", "finevision")]
         return [data["path"]] if data["source"] == "local" else []
 
     def sample_source(self) -> str:
-        """Return the folder, or the hub address, that samples are drawn from."""
+        """Return the folder or the address that samples are drawn from."""
         data = self.config["data"]
         if data["source"] == "hub":
             revision = f"@{data['revision']}" if data["revision"] else ""
             return f"hf://datasets/{data['path']}{revision}"
+        if data["source"] == "address":
+            return data["path"]
         return self.sample_folder()[0]
+
+    def subset_folders(self, plan: str) -> list[str]:
+        """Return the folder of each subset that a sampling plan, once made, draws rows from."""
+        subsets = read_json(plan)["subsets"]
+        return [
+            self.path("sampling", "subsets", name)
+            for name, entry in subsets.items()
+            if entry["target"]
+        ]
 
     def benchmark_sources(self) -> list[str]:
         """Return the TSVs that benchmarks are prepared from; nothing where VLMEvalKit fetches them."""
@@ -239,7 +289,7 @@ class Grid:
 
     def figure_names(self) -> list[str]:
         """Return the figures that the run's tables have the data for."""
-        names = [f"figure2_{plan}_{model}" for model, plan in self._figure2_plans()]
+        names = [f"figure2_{plan}_{model}" for model, plan in self.plans_wanted()]
         if 6 in self.config["tables"]:
             names.append("figure3_finetuning")
         if self.scored_models():
@@ -248,20 +298,16 @@ class Grid:
             names += ["ttft_speedup", "ttft_breakdown"]
         return names
 
-    def _figure2_plans(self) -> list[tuple[str, str]]:
-        wanted = (plan_id(self.reference), *map(plan_id, self.ladder()))
-        return [
-            (m, p)
-            for m, p in self.plans_wanted()
-            if p in wanted and METHODS[split_plan_id(p)[0]].needs_scores
-        ]
+    def plan_figure_files(self) -> list[str]:
+        """Return the files of every plan's figure."""
+        return self.figure_files([n for n in self.figure_names() if n.startswith("figure2_")])
 
-    def figure_files(self) -> list[str]:
-        """Return the files of every figure in every format."""
+    def figure_files(self, names: list[str] | None = None) -> list[str]:
+        """Return the files of figures (all by default) in every format."""
         return [
-            self.path("figures", f"{n}.{e}")
-            for n in self.figure_names()
-            for e in ("svg", "pdf", "png")
+            self.path("figures", f"{name}.{extension}")
+            for name in (self.figure_names() if names is None else names)
+            for extension in ("svg", "pdf", "png")
         ]
 
 

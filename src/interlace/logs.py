@@ -5,17 +5,18 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from interlace.errors import InputError
 
 
 @contextlib.contextmanager
-def script_log(path: str | Path, threads: int = 1) -> Iterator[None]:
+def script_log(path: str | Path, threads: int = 1) -> Iterator[Callable[[str], None]]:
     """Send all output of this process and its children to `path`, errors included.
 
-    `threads` bounds the threads of numerical libraries; it acts only if they are imported later.
+    Yields a function for what a person should see at once: it writes a line to the log and to the
+    caller's standard error. `threads` bounds the threads of numerical libraries; it acts only if they are imported later.
 
     An InputError becomes one line in the log and on the caller's standard error, any other error a
     traceback in the log; both end the process with status 1. Snakemake itself leaves `log:` empty
@@ -34,8 +35,13 @@ def script_log(path: str | Path, threads: int = 1) -> Iterator[None]:
     sys.stdout = open(1, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False, encoding="utf-8")  # noqa: SIM115
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+    def say(text: str) -> None:
+        print(text)
+        os.write(terminal, f"{text}\n".encode())
+
     try:
-        yield
+        yield say
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         os.write(terminal, f"interlace: {error}\n".encode())

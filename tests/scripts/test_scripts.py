@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from interlace.scoring.store import write_windows
 from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
+from tests.unit.score_tables import random_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +39,7 @@ class Job:
     def __init__(self, given):
         for field in ("input", "output", "params", "wildcards", "log"):
             setattr(self, field, Named(given.get(field, [])))
+        self.config = given.get("config", {})
         self.threads = 1
 
 script, given = sys.argv[1], json.loads(sys.argv[2])
@@ -61,12 +64,37 @@ DATA = {
 }  # fmt: skip
 
 
-def test_draw_samples_then_its_table(tmp_path):
+def plan_samples(tmp_path, source):
+    plan = tmp_path / "sampling" / "plan"
+    return run_script(
+        "plan_samples", tmp_path / "plan.log",
+        output={"plan": str(plan / "plan.json"), "index": str(plan / "index.parquet")},
+        params={"settings": DATA, "seed": 3, "source": str(source)},
+        config={"data": {"workers": 2}},
+    )  # fmt: skip
+
+
+def test_a_plan_its_subsets_their_samples_and_the_table(tmp_path):
     make_tiny_finevision(tmp_path / "data")
+    done, log = plan_samples(tmp_path, tmp_path / "data")
+    assert done.returncode == 0, log
+    assert "row_group" in done.stderr, "the plan is said where a person looks"
+    plan = str(tmp_path / "sampling" / "plan" / "plan.json")
+    folders = []
+    for subset in ("text_tiny", "tiny_pairs(a+b)"):
+        folders.append(str(tmp_path / "sampling" / "subsets" / subset))
+        done, log = run_script(
+            "fetch_subset", tmp_path / "fetch.log",
+            input={"plan": plan}, output=[folders[-1]], wildcards={"subset": subset},
+            params={"settings": DATA, "seed": 3, "spool": str(tmp_path / "spool" / subset)},
+            config={"data": {"workers": 2}},
+        )  # fmt: skip
+        assert done.returncode == 0, log
     done, log = run_script(
         "draw_samples", tmp_path / "a.log",
+        input={"plan": plan, "subsets": folders},
         output={"samples": str(tmp_path / "samples")},
-        params={"settings": DATA, "seed": 3, "source": str(tmp_path / "data")},
+        params={"settings": DATA, "seed": 3},
     )  # fmt: skip
     assert done.returncode == 0, log
     assert pq.read_table(tmp_path / "samples" / "manifest.parquet").num_rows > 0
@@ -83,16 +111,12 @@ def test_draw_samples_then_its_table(tmp_path):
 
 def test_a_folder_without_samples_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
-    done, log = run_script(
-        "draw_samples", tmp_path / "a.log",
-        output={"samples": str(tmp_path / "samples")},
-        params={"settings": DATA, "seed": 3, "source": str(tmp_path / "empty")},
-    )  # fmt: skip
+    done, log = plan_samples(tmp_path, tmp_path / "empty")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "empty") in done.stderr
     assert log.startswith("error: ")
-    assert not (tmp_path / "samples").exists()
+    assert not (tmp_path / "sampling" / "plan").exists()
 
 
 @pytest.fixture(scope="module")
@@ -101,27 +125,16 @@ def scored(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored")
     make_tiny_checkpoint(folder / "base", layers=12)
     (folder / "base" / "source.json").write_text('{"resolved": "abc"}')
-    (folder / "scores").mkdir()
-    for size in (1, 2, 3):
-        windows = [
-            {"start": i, "token_mean": value, "sample_mean": value, "text_mean": value,
-             "visual_mean": value}
-            for i in range(12 - size + 1)
-            for value in [0.5 + ((i * 7) % 12) / 30]
-        ]  # fmt: skip
-        body = {"provenance": {}, "model": "tiny", "size": size, "num_layers": 12,
-                "num_samples": 4, "windows": windows}  # fmt: skip
-        (folder / "scores" / f"pack{size}.json").write_text(json.dumps(body))
+    windows = random_windows(12)
+    windows.info["model"] = "tiny"
+    write_windows(folder / "windows.parquet", windows)
     return folder
 
 
 def plan(scored, out, method_ratio):
     return run_script(
         "plan", out / "plan.log",
-        input={
-            "base": str(scored / "base"),
-            "packs": [str(scored / "scores" / f"pack{k}.json") for k in (1, 2, 3)],
-        },
+        input={"base": str(scored / "base"), "windows": str(scored / "windows.parquet")},
         output={"plan": str(out / "plan.json"), "sheet": str(out / "plan.md")},
         params={"settings": {"reading": "paper", "protect": []}, "seed": 0},
         wildcards={"model": "tiny", "plan": method_ratio},
@@ -136,12 +149,8 @@ def test_plan_and_its_figure(scored, tmp_path):
     assert "interlace" in (tmp_path / "plan.md").read_text().lower()
     stem = tmp_path / "figures" / "figure2"
     done, log = run_script(
-        "figure_triplets", tmp_path / "b.log",
-        input={
-            "plan": str(tmp_path / "plan.json"),
-            "pack1": str(scored / "scores" / "pack1.json"),
-            "pack3": str(scored / "scores" / "pack3.json"),
-        },
+        "figure_plan", tmp_path / "b.log",
+        input=[str(tmp_path / "plan.json")],
         output=[f"{stem}.svg"],
         params={"label": "tiny", "standin": ["stand-in models"]},
     )  # fmt: skip

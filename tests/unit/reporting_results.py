@@ -129,5 +129,23 @@ def make_plan(num_layers: int = 36) -> dict:
         "drop": drop,
         "tune": tune,
         "freeze": [i for i in range(num_layers) if i not in {*drop, *tune}],
+        "reading": "paper",
+        "seed": 0,
+        "how_reached": "by hand",
         "triplets": triplets,
+        "order": [t["drop"] for t in triplets],
+        "measures": [
+            {
+                "name": name,
+                "unit": "cosine similarity",
+                "size": size,
+                "values": [w["token_mean"] for w in make_pack(size, num_layers)["windows"]],
+            }
+            for name, size in (("layer", 1), ("triplet", 3))
+        ],
     }
+
+
+def texts(figure) -> str:
+    """Return all that is written in a figure."""
+    return "\n".join(t.get_text() for t in figure.findobj(lambda o: hasattr(o, "get_text")))

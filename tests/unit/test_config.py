@@ -10,10 +10,11 @@ from interlace.config import complete, load_schema, standin_reasons
 from interlace.config_docs import SCHEMA, describe
 from interlace.environment import accelerator_missing
 from interlace.errors import InputError
+from interlace.selection.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODELS = {"standin_8b": 36, "standin_4b": 36}
-CONFIGS = ("config.yaml", "paper.yaml", "smoke.yaml")
+CONFIGS = ("config.yaml", "methods.yaml", "paper.yaml", "smoke.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,43 @@ def test_readme_of_the_configuration_is_written_from_the_schema(schema):
     assert (ROOT / "config" / "README.md").read_text() == describe(schema)
 
 
+def test_methods_come_from_the_registry(schema):
+    experiments = schema["properties"]["experiments"]["properties"]
+    assert set(experiments["method"]["enum"]) == set(METHODS) - {"dense"}
+    assert experiments["ablations"]["items"]["enum"] == experiments["method"]["enum"]
+    assert experiments["baselines"]["items"]["enum"][:2] == ["wanda_2_4", "magnitude_2_4"]
+    assert set(experiments["baselines"]["items"]["enum"][2:]) == set(METHODS) - {"dense"}
+
+
+def test_the_methods_configuration_compares_every_pruner(schema):
+    config = yaml.safe_load((ROOT / "config" / "methods.yaml").read_text())
+    experiments = complete(config, schema, DEMO_MODELS)["experiments"]
+    assert {*experiments["baselines"], "interlace"} == {
+        *METHODS, "wanda_2_4", "magnitude_2_4",
+    } - {"dense"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({}, "plan.reading: models.standin_8b.scores are one mean per sample"),
+        ({"reading": "released", "modality": "text"}, "set plan.modality: all"),
+        ({"reading": "released", "subsets": ["a"]}, "set plan.subsets: null"),
+        ({"reading": "released"}, None),
+    ],
+)
+def test_imported_scores_answer_the_released_reading_only(schema, demo, tmp_path, plan, message):
+    for size in (1, 2, 3):
+        (tmp_path / f"m_d_pack{size}_hidden_state_similarities.json").write_text("{}")
+    demo["models"]["standin_8b"]["scores"] = str(tmp_path)
+    demo["plan"] = plan
+    if message is None:
+        complete(demo, schema, DEMO_MODELS)
+    else:
+        with pytest.raises(InputError, match=message):
+            complete(demo, schema, DEMO_MODELS)
+
+
 MISTAKES = [
     (lambda c: c.update(sede=1), "unknown key 'sede' at top level; did you mean 'seed'?"),
     (lambda c: c["finetune"].update(learning_rat=1), "unknown key 'learning_rat' at finetune"),
@@ -75,6 +113,10 @@ MISTAKES = [
     (lambda c: c.pop("run"), "'run' is a required property"),
     (lambda c: c["evaluation"].update(benchmarks=["AI2"]), "did you mean 'AI2D'?"),
     (lambda c: c.update(experiments={"baselines": ["slebb"]}), "did you mean 'sleb'?"),
+    (lambda c: c.update(experiments={"method": "shortgp"}), "did you mean 'shortgpt'?"),
+    (lambda c: c.update(experiments={"method": "dense"}), "experiments.method: 'dense' is unknown"),
+    (lambda c: c.update(plan={"modality": "image"}), "plan.modality: 'image' is unknown"),
+    (lambda c: c.update(plan={"subsets": []}), "plan.subsets"),
     (lambda c: c.update(experiments={"primary": "8b"}), "experiments.primary: '8b' is no key"),
     (lambda c: c.update(experiments={"ratios": [10, 2]}), "experiments.ratios[1]: 2 % of the 36"),
     (lambda c: c.update(experiments={"ratio": 50}), "experiments.ratio: 50 % is more than a third"),

@@ -10,6 +10,7 @@ import yaml
 from interlace.config import complete, load_schema
 from interlace.config_docs import SCHEMA
 from interlace.grid import Grid, plan_id, split_plan_id, variant_id
+from interlace.selection.registry import METHODS, PRUNERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +58,38 @@ def test_ttft_groups_cover_every_variant_once(monkeypatch):
     groups = grid.ttft_groups()
     assert max(len(v) for _, v in groups) == 4
     assert sorted((m, v) for m, vs in groups for v in vs) == sorted(grid.all_ttft())
+
+
+def test_a_plan_is_made_from_what_its_method_needs(monkeypatch):
+    grid = make(monkeypatch, tables=[2], experiments={"baselines": list(PRUNERS)})
+    files = {"windows": "windows.parquet", "sleb": "sleb.json", "losses": "block_losses.json"}
+    for method, entry in METHODS.items():
+        inputs = grid.plan_inputs("qwen3_vl_8b", f"{method}-25")
+        needs = {
+            "windows": entry.needs_scores, "sleb": entry.needs_sleb, "losses": entry.needs_losses,
+        }  # fmt: skip
+        wanted = {
+            name: f"results/paper/qwen3_vl_8b/scores/{files[name]}" for name in files if needs[name]
+        }
+        assert inputs == {"base": "results/paper/qwen3_vl_8b/base"} | wanted
+        assert set(wanted.values()) <= set(grid.score_files())
+    assert grid.plan_inputs("qwen3_vl_8b", "random-25").keys() == {"base"}
+
+
+def test_scores_that_no_plan_needs_are_not_measured(monkeypatch):
+    grid = make(monkeypatch, tables=[3], experiments={"method": "random", "ablations": ["sleb"]})
+    assert grid.score_files() == ["results/paper/qwen3_vl_8b/scores/sleb.json"]
+    grid = make(monkeypatch, tables=[6])
+    assert grid.score_files() == []
+
+
+def test_every_plan_has_a_figure(paper):
+    names = [n for n in paper.figure_names() if n.startswith("figure2_")]
+    assert names == [f"figure2_{plan}_{model}" for model, plan in paper.plans_wanted()]
+    assert len(names) == 14
+    assert "results/paper/figures/figure2_sleb-25_qwen3_vl_8b.png" in paper.plan_figure_files()
+    assert len(paper.plan_figure_files()) == 3 * 14
+    assert set(paper.plan_figure_files()) < set(paper.figure_files())
 
 
 def test_ids_round_trip():

@@ -7,7 +7,7 @@ from interlace.errors import InputError
 from interlace.io import write_json
 from interlace.reporting import build
 from interlace.reporting.figure_finetuning import changes_of_paper, draw_figure3, relative_change
-from interlace.reporting.figure_similarity import draw_figure2, layer_roles
+from interlace.reporting.figure_similarity import draw_figure4
 from interlace.reporting.figure_ttft import draw_breakdown, ladder
 from interlace.reporting.figures import write_figure
 from interlace.reporting.paper import load_paper
@@ -17,6 +17,7 @@ from tests.unit.reporting_results import (
     STANDIN,
     make_pack,
     make_plan,
+    texts,
     write_paper_as_results,
     write_score,
     write_timing,
@@ -31,55 +32,10 @@ def _close_figures():
     plt.close("all")
 
 
-def texts(figure) -> str:
-    """All that is written in a figure."""
-    return "\n".join(t.get_text() for t in figure.findobj(lambda o: hasattr(o, "get_text")))
-
-
 def is_whole(stem: Path) -> bool:
     starts = {".svg": b"<?xml", ".pdf": b"%PDF", ".png": b"\x89PNG"}
     files = {suffix: stem.with_name(stem.name + suffix).read_bytes() for suffix in starts}
     return all(files[suffix].startswith(start) for suffix, start in starts.items())
-
-
-def test_roles_of_layers():
-    plan = {
-        "num_layers": 6,
-        "drop": [1],
-        "tune": [2],
-        "triplets": [{"start": 1, "drop": 1, "tune": 2, "anchor": 3}],
-    }
-    assert layer_roles(plan) == ["freeze", "drop", "tune", "anchor", "freeze", "freeze"]
-    assert layer_roles({"num_layers": 2, "drop": [], "tune": [1]}) == ["freeze", "tune"]
-
-
-def test_figure_2_shows_the_plan(tmp_path):
-    figure = draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label", STANDIN)
-    written = texts(figure)
-    assert "Label: INTERLACE 25 %, 9 of 36 layers dropped" in written
-    assert "Stand-in: models, benchmarks" in written
-    letters = [line for line in written.splitlines() if line in ("D", "T", "A")]
-    assert {letter: letters.count(letter) for letter in "DTA"} == {"D": 9, "T": 9, "A": 9}
-    assert "tand-in" not in texts(draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label"))
-
-
-def test_figure_2_of_a_plan_without_triplets(tmp_path):
-    plan = make_plan() | {"triplets": [], "ratio": None, "method": "dense", "drop": []}
-    assert "Dense, 0 of 36" in texts(draw_figure2(plan, make_pack(1), make_pack(3), "Label"))
-
-
-def test_a_window_of_two_layers_is_shaded_as_two():
-    pair = {"start": 30, "size": 2, "score": 0.9, "drop": 30, "tune": 31, "anchor": None}
-    plan = make_plan() | {"triplets": [pair], "drop": [30], "tune": [31]}
-    figure = draw_figure2(plan, make_pack(1), make_pack(3), "Label")
-    (band,) = figure.axes[0].patches
-    assert (band.get_x(), band.get_width()) == (pytest.approx(29.56), pytest.approx(1.88))
-    assert "triplet taken" not in texts(figure)
-
-
-def test_figure_2_refuses_another_models_scores():
-    with pytest.raises(InputError, match=r"\[12, 36\] layers"):
-        draw_figure2(make_plan(), make_pack(1), make_pack(3, num_layers=12), "Label")
 
 
 def test_relative_change():
@@ -131,9 +87,7 @@ def test_all_figures_are_written_from_files(tmp_path):
     packs = [tmp_path / f"pack{size}.json" for size in (1, 2, 3)]
     out = tmp_path / "figures"
     common = {"standin": STANDIN, "label": "Label"}
-    build.build_figure2(
-        tmp_path / "plan.json", packs[0], packs[2], out / "figure2_a-12.5", **common
-    )
+    build.build_figure2(tmp_path / "plan.json", out / "figure2_a-12.5", **common)
     build.build_figure3(scores, out / "figure3", **common)
     build.build_figure4({"A": packs, "B": packs}, out / "figure4", standin=STANDIN)
     build.build_ttft_figures(timings, out, models=MODELS, standin=STANDIN)
@@ -144,7 +98,7 @@ def test_all_figures_are_written_from_files(tmp_path):
 
 def test_files_are_the_same_every_time(tmp_path):
     for name in ("a", "b"):
-        figure = draw_figure2(make_plan(), make_pack(1), make_pack(3), "Label", STANDIN)
+        figure = draw_figure4({"A": [make_pack(size) for size in (1, 2, 3)]}, STANDIN)
         write_figure(figure, tmp_path / name)
     for suffix in ("svg", "pdf", "png"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()

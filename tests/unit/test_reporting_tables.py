@@ -10,11 +10,12 @@ from interlace.errors import InputError
 from interlace.io import write_json
 from interlace.reporting import render
 from interlace.reporting.build import build_samples_table, build_table
-from interlace.reporting.labels import Variant, parse_variant
+from interlace.reporting.labels import LABELS, Variant, parse_variant
 from interlace.reporting.layout import Cell
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results, load_results
 from interlace.reporting.tables import make_table
+from interlace.selection import registry
 from tests.unit.reporting_results import (
     EXPERIMENTS,
     MODELS,
@@ -319,6 +320,12 @@ def test_bad_results_are_refused_by_name(tmp_path):
         ("sleb-25", Variant("sleb", 25.0, False), "SLEB"),
         ("sleb-25-ft", Variant("sleb", 25.0, True), "SLEB-FT"),
         ("interlace_oa-25-ft", Variant("interlace_oa", 25.0, True), "INTERLACE-OA"),
+        (
+            "shortened_llama-25",
+            Variant("shortened_llama", 25.0, False),
+            "Shortened LLaMA (not tuned)",
+        ),
+        ("llm_streamline-25-ft", Variant("llm_streamline", 25.0, True), "LLM-Streamline"),
         ("interlace-12.5", Variant("interlace", 12.5, False), "INTERLACE (not tuned)"),
     ],
 )
@@ -326,6 +333,14 @@ def test_variant_ids_and_labels(name, variant, label):
     assert parse_variant(name) == variant
     assert variant.id == name
     assert variant.label == label
+
+
+def test_labels_are_the_registrys_and_stand_in_the_papers_order():
+    assert set(LABELS) == {*registry.METHODS, *registry.TWO_FOUR}
+    papers = ["Dense", "Wanda 2:4", "Magnitude 2:4", "SLEB", "Consecutive", "Random"]
+    papers += ["INTERLACE-OA", "INTERLACE-TN", "INTERLACE"]
+    assert list(LABELS.values())[: len(papers)] == papers
+    assert Variant("toy", 25.0, True).order > Variant("shortened_llama", 25.0, True).order
 
 
 def test_a_variant_id_that_is_none_is_refused():

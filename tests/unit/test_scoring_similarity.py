@@ -1,156 +1,218 @@
 """Window scores against a direct float64 computation from every layer's input and raw output."""
 
-import json
+import math
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from interlace.data.chat import load_records
-from interlace.data.collate import encode, pad
-from interlace.data.finevision import draw_samples
-from interlace.decoder.layers import BoundaryRecorder
+from interlace.data.collate import encode, encode_prompt, pad
+from interlace.decoder.layers import decoder_layers
 from interlace.decoder.load import load_model, load_processor
-from interlace.errors import InputError
-from interlace.scoring.similarity import score_windows, window_list, window_sums
-from interlace.selection.scores import read_scores
-from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
+from interlace.scoring.similarity import WindowRecorder, run_batches, window_sums
+from interlace.scoring.store import window_list
+from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 
-SETTINGS = {"batch_size": 3, "max_length": 256, "min_pixels": None, "max_pixels": None}
-SIZES = (1, 2, 3, 5)
+DEPTHS = {"shallow": 4, "deep": 9}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def models(tmp_path_factory):
+    """Two random Qwen3-VL (DeepStack after layers 0 to 2) and a text-only Llama, by name."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     folder = tmp_path_factory.mktemp("scoring")
-    make_tiny_finevision(folder / "source", rows=5)
-    settings = {
-        "fraction": 1.0, "min_per_subset": 1, "max_images": 3, "max_turns": 5,
-        "calibration_fraction": 0.6,
-    }  # fmt: skip
-    draw_samples(folder / "source", folder / "samples", settings, seed=0)
-    make_tiny_checkpoint(folder / "model", layers=7)
-    return folder
+    models = {}
+    for seed, (name, layers) in enumerate(DEPTHS.items()):
+        make_tiny_checkpoint(folder / name, layers=layers, seed=seed)
+        models[name] = load_model(folder / name)
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=400, num_hidden_layers=6, initializer_range=0.3, **sizes)
+    models["llama"] = LlamaForCausalLM(config).eval()
+    return models
 
 
 @pytest.fixture(scope="module")
-def encoded(folder):
-    processor = load_processor(folder / "model")
-    records = load_records(folder / "samples", calibration_only=True)
-    return [(record.id, encode(record, processor)) for record in records]
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    make_tiny_samples(folder / "samples", rows=4)
+    processor = load_processor(make_tiny_checkpoint(folder / "model"))
+    records = load_records(folder / "samples")
+    encoded = [encode(record, processor) for record in records]
+    encoded += [encode_prompt(record, processor) for record in records]
+    assert any("pixel_values" in sample for sample in encoded)
+    assert any("pixel_values" not in sample for sample in encoded)
+    return encoded
+
+
+def fitting(model, samples):
+    """The samples a model can read: without a vision tower, those without images."""
+    if hasattr(model.config, "image_token_id"):
+        return samples
+    keys = ("input_ids", "attention_mask", "labels")
+    return [
+        {key: sample[key] for key in keys if key in sample}
+        for sample in samples
+        if "pixel_values" not in sample
+    ]
 
 
 @torch.inference_mode()
-def oracle(model, sample):
-    """Sums (W, 2) of one unpadded sample, straight from the definition, in float64."""
-    sample = {key: value for key, value in sample.items() if key != "labels"}
-    with BoundaryRecorder(model) as recorder:
-        model.model(**sample, use_cache=False)
-    before = [tensor[0].double() for tensor in recorder.inputs]
-    after = [*before[1:], recorder.outputs[-1][0].double()]
-    visual = sample["input_ids"][0] == model.config.image_token_id
-    sums = []
-    for size, start in window_list(len(before), SIZES):
-        x, y = before[start], after[start + size - 1]
-        cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
-        sums.append([cosine[~visual].sum(), cosine[visual].sum()])
-    return np.array(sums, dtype=float), np.array([(~visual).sum(), visual.sum()], dtype=float)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 12])
-def test_sums_equal_the_oracle_in_batches_of_any_size_and_order(folder, encoded, batch_size):
-    model = load_model(folder / "model")
-    order = np.random.default_rng(batch_size).permutation(len(encoded))
-    samples = [encoded[i][1] for i in order]
-    assert any("pixel_values" in s for s in samples)
-    assert any("pixel_values" not in s for s in samples)
-    side = "left" if batch_size == 5 else "right"
-    batches = (
-        pad(samples[start : start + batch_size], 0, side)
-        for start in range(0, len(samples), batch_size)
-    )
-    sums, counts = window_sums(model, batches, SIZES)
-    for i, sample in enumerate(samples):
-        expected, tokens = oracle(model, sample)
-        np.testing.assert_array_equal(counts[i], tokens)
-        np.testing.assert_allclose(
-            sums[i] / tokens.clip(1), expected / tokens.clip(1), rtol=0, atol=1e-5
+def oracle(model, sample, max_window):
+    """Sums (W, 2), counts (2,) and angles (W,) of one unpadded sample, from the definition."""
+    states = {}
+    layers = decoder_layers(model)
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _m, args, kwargs, i=i: states.update({
+                i: (args[0] if args else kwargs["hidden_states"])[0].double()
+            }),
+            with_kwargs=True,
         )
+        for i, layer in enumerate(layers)
+    ]  # fmt: skip
+    handles.append(
+        layers[-1].register_forward_hook(
+            lambda _m, _a, out: states.update({
+                len(layers): (out[0] if isinstance(out, tuple) else out)[0].double()
+            })
+        )
+    )  # fmt: skip
+    inputs = {key: value for key, value in sample.items() if key != "labels"}
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    model.base_model(**inputs, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    states = {boundary: state.numpy() for boundary, state in states.items()}
+    image = getattr(model.config, "image_token_id", None)
+    ids = sample["input_ids"][0].tolist()
+    sums, angles = [], []
+    for size in range(1, max_window + 1):
+        for start in range(len(layers) - size + 1):
+            totals = [0.0, 0.0]
+            for token, name in enumerate(ids):
+                x, y = states[start][token], states[start + size][token]
+                cosine = (x @ y) / math.sqrt((x @ x) * (y @ y))
+                totals[int(name == image)] += cosine
+            sums.append(totals)
+            angles.append(math.acos(min(1.0, cosine)) / math.pi)
+    visual = ids.count(image) if image is not None else 0
+    return np.array(sums), np.array([len(ids) - visual, visual], float), np.array(angles)
 
 
-def test_deepstack_counts_as_part_of_the_layer_it_follows(folder, encoded):
-    model = load_model(folder / "model")
-    sample = next(s for _, s in encoded if "pixel_values" in s)
-    with torch.inference_mode(), BoundaryRecorder(model) as recorder:
-        model.model(**{k: v for k, v in sample.items() if k != "labels"}, use_cache=False)
-    assert not torch.equal(recorder.outputs[0], recorder.inputs[1])
-    raw = torch.cosine_similarity(recorder.inputs[0][0], recorder.outputs[0][0], dim=-1)
-    visual = sample["input_ids"][0] == model.config.image_token_id
-    sums, counts = window_sums(model, iter([sample]), (1,))
-    text_mean, visual_mean = sums[0, 0] / counts[0]
-    assert text_mean == pytest.approx(float(raw[~visual].mean()), abs=1e-6)
-    assert abs(visual_mean - float(raw[visual].mean())) > 1e-3
+_known = {}
 
 
-def test_files_hold_per_sample_sums_and_means_that_plans_read(folder, encoded):
-    out = folder / "scores"
-    score_windows(
-        folder / "model",
-        folder / "samples",
-        out,
-        SETTINGS,
-        model_key="m",
-        seed=4,
-        config_digest="d",
+def expected(name, model, index, sample, max_window):
+    if (name, index) not in _known:
+        _known[name, index] = oracle(model, sample, len(decoder_layers(model)))
+    sums, counts, angles = _known[name, index]
+    num_windows = len(window_list(len(decoder_layers(model)), range(1, max_window + 1)))
+    return sums[:num_windows], counts, angles[:num_windows]
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_all_scores_equal_the_oracle_in_batches_of_any_size_and_order(models, samples, data):
+    name = data.draw(st.sampled_from(sorted(models)))
+    model = models[name]
+    depth = len(decoder_layers(model))
+    usable = fitting(model, samples)
+    order = data.draw(st.permutations(range(len(usable))))[: data.draw(st.integers(1, 12))]
+    size = data.draw(st.integers(1, 6))
+    side = data.draw(st.sampled_from(["left", "right"]))
+    max_window = data.draw(st.integers(1, depth))
+    chosen = [{k: v for k, v in usable[i].items() if k != "labels"} for i in order]
+    batches = (pad(chosen[i : i + size], 0, side) for i in range(0, len(chosen), size))
+    sums, counts, angles = window_sums(model, batches, max_window)
+    wanted = [expected(name, model, i, usable[i], max_window) for i in order]
+    all_sums, all_counts, all_angles = (np.stack(part) for part in zip(*wanted, strict=True))
+    np.testing.assert_array_equal(counts, all_counts)
+    np.testing.assert_allclose(angles, all_angles, rtol=0, atol=1e-5)
+    tokens_N1 = counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(  # each sample's mean, and each modality's
+        sums.sum(2) / tokens_N1, all_sums.sum(2) / tokens_N1, rtol=0, atol=1e-5
     )
-    model = load_model(folder / "model")
-    expected = {name: oracle(model, sample) for name, sample in encoded}
-    table = pq.read_table(out / "windows.parquet").to_pandas()
-    assert set(table["id"]) == set(expected)
-    windows = window_list(7, SIZES)
-    of_row = table.set_index(["id", "size", "start"])
-    for name, (sums, tokens) in expected.items():
-        row = of_row.loc[(name, 3, 2)]
-        found = [row["text_sum"], row["visual_sum"]]
-        np.testing.assert_allclose(found, sums[windows.index((3, 2))], rtol=1e-5, atol=1e-5)
-        assert [row["text_tokens"], row["visual_tokens"]] == tokens.tolist()
-    all_sums = np.stack([sums for sums, _ in expected.values()])
-    all_tokens = np.stack([tokens for _, tokens in expected.values()])
-    for size in (1, 2, 3):
-        body = json.loads((out / f"pack{size}.json").read_text())
-        assert (body["model"], body["num_layers"], body["num_samples"]) == ("m", 7, len(encoded))
-        assert body["provenance"]["seed"] == 4
-        assert [w["start"] for w in body["windows"]] == list(range(8 - size))
-        for window in body["windows"]:
-            sums = all_sums[:, windows.index((size, window["start"]))]
-            means = {
-                "token_mean": sums.sum() / all_tokens.sum(),
-                "sample_mean": (sums.sum(1) / all_tokens.sum(1)).mean(),
-                "text_mean": sums[:, 0].sum() / all_tokens[:, 0].sum(),
-                "visual_mean": sums[:, 1].sum() / all_tokens[:, 1].sum(),
-            }
-            for key, value in means.items():
-                assert window[key] == pytest.approx(value, abs=1e-5), (size, key)
-    scores = read_scores(out, "paper", "m", 7)
-    assert scores.packs[1] != read_scores(out, "released", "m", 7).packs[1]
+    per_modality = counts.clip(1)[:, None]
+    np.testing.assert_allclose(sums / per_modality, all_sums / per_modality, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(  # the token mean over all samples
+        sums.sum((0, 2)) / counts.sum(), all_sums.sum((0, 2)) / counts.sum(), rtol=0, atol=1e-5
+    )
 
 
-def test_too_short_a_max_length_is_one_clear_error(folder):
-    with pytest.raises(InputError, match=r"scoring\.max_length: none of 12 calibration samples"):
-        score_windows(
-            folder / "model", folder / "samples", folder / "none", SETTINGS | {"max_length": 3},
-            model_key="m", seed=0,
-        )  # fmt: skip
-    assert not (folder / "none").exists()
+def test_a_mask_that_counts_padding_fails_the_oracle(models, samples):
+    model = models["deep"]
+    short, long = sorted(samples, key=lambda s: s["input_ids"].shape[1])[:: len(samples) - 1]
+    batch = pad([{k: v for k, v in s.items() if k != "labels"} for s in (short, long)], 0)
+    with torch.inference_mode(), WindowRecorder(model, 3) as recorder:
+        recorder.start(batch | {"attention_mask": torch.ones_like(batch["attention_mask"])})
+        model.base_model(**batch, use_cache=False)
+        sums, _ = recorder.take()
+    wanted, counts, _ = oracle(model, short, 3)
+    assert np.abs(sums[0].numpy() / counts.clip(1) - wanted / counts.clip(1)).max() > 1e-2
 
 
-def test_states_that_are_not_finite_are_refused(folder):
-    model = load_model(folder / "model")
-    with torch.no_grad():
-        model.model.language_model.layers[3].mlp.down_proj.weight.fill_(float("nan"))
-    broken = folder / "broken"
-    model.save_pretrained(broken)
-    load_processor(folder / "model").save_pretrained(broken)
-    with pytest.raises(InputError, match=r"hidden states of sample .* are not finite"):
-        score_windows(broken, folder / "samples", folder / "none", SETTINGS, model_key="m", seed=0)
+def test_deepstack_counts_as_part_of_the_layer_it_follows(models, samples):
+    model = models["shallow"]
+    sample = next(s for s in samples if "pixel_values" in s and "labels" not in s)
+    raw = {}
+    layer = decoder_layers(model)[0]
+    handles = [
+        layer.register_forward_pre_hook(lambda _m, args, _k: raw.update(x=args[0]), with_kwargs=True),
+        layer.register_forward_hook(lambda _m, _a, out: raw.update(y=out)),
+    ]  # fmt: skip
+    sums, counts, _ = window_sums(model, [sample], 1)
+    for handle in handles:
+        handle.remove()
+    cosine = torch.cosine_similarity(raw["x"][0], raw["y"][0], dim=-1)
+    visual = sample["input_ids"][0] == model.config.image_token_id
+    text_mean, visual_mean = sums[0, 0] / counts[0]
+    assert text_mean == pytest.approx(float(cosine[~visual].mean()), abs=1e-6)
+    assert abs(visual_mean - float(cosine[visual].mean())) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_sums_of_a_narrow_model_are_float32_also_under_autocast(models, samples, dtype, tmp_path):
+    folder = make_tiny_checkpoint(tmp_path / "model", layers=6)
+    names = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
+    model = load_model(folder, names[dtype])
+    sample = next(s for s in samples if "pixel_values" in s and "labels" not in s)
+    wanted, counts, wanted_angles = oracle(model, sample, 3)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16):
+            sums, _, angles = window_sums(model, [sample], 3)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    atol = 1e-12 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(sums[0] / counts, wanted / counts, rtol=0, atol=atol)
+    np.testing.assert_allclose(angles[0], wanted_angles, rtol=0, atol=1e-6)
+
+
+def test_no_logits_are_made_and_no_hook_stays(models, samples):
+    model = models["shallow"]
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda *_: pytest.fail("logits were made")
+    )
+    window_sums(model, [samples[0]], 3)
+    handle.remove()
+    hooks = [(layer._forward_hooks, layer._forward_pre_hooks) for layer in decoder_layers(model)]
+    assert not any(part for pair in hooks for part in pair)
+
+
+def test_the_ring_is_allocated_for_the_largest_batch_only(models, samples):
+    model = models["deep"]
+    by_length = sorted(samples, key=lambda s: -s["input_ids"].shape[1])
+    with WindowRecorder(model, 3) as recorder:
+        run_batches(model, [by_length[0]], recorder)
+        ring = recorder._ring
+        assert ring.numel() == 4 * by_length[0]["input_ids"].shape[1] * 32
+        run_batches(model, by_length[1:3], recorder)
+        assert recorder._ring is ring

@@ -1,22 +1,22 @@
-"""SLEB with cached prefixes removes what a brute-force loop over really pruned models removes."""
+"""SLEB from known prefixes removes what a plain loop over really pruned models removes."""
 
-import copy
 import json
 
 import pytest
 import torch
 
-from interlace.data.chat import load_records
-from interlace.data.collate import Collator
-from interlace.data.finevision import draw_samples
-from interlace.decoder.load import load_model, load_processor
-from interlace.decoder.surgery import drop_layers
+from interlace.sampling.run import draw_samples
+from interlace.decoder.load import load_model
 from interlace.errors import InputError
-from interlace.scoring.sleb import full_evaluations, run_sleb, sleb_order, sleb_search
+from interlace.scoring import sleb
+from interlace.scoring.sleb import full_evaluations, run_sleb, sleb_search
 from interlace.selection.plan import make_plan
 from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
+from tests.tiny_families import tiny_batch, tiny_model
+from tests.unit.sleb_reference import batches_of, reference_loss, reference_search
 
 LAYERS = 7
+SETTINGS = {"samples": 5, "max_length": 256, "batch_tokens": 100}
 
 
 @pytest.fixture(scope="module")
@@ -31,79 +31,83 @@ def folder(tmp_path_factory):
     return folder
 
 
-def tiny(folder, seed, tied=True):
-    path = folder / f"model-{seed}-{tied}"
+def tiny(folder, seed, tied=True, layers=LAYERS):
+    path = folder / f"model-{seed}-{tied}-{layers}"
     if not path.exists():
-        make_tiny_checkpoint(path, layers=LAYERS, seed=seed, tied=tied)
+        make_tiny_checkpoint(path, layers=layers, seed=seed, tied=tied)
     return path
 
 
-def batches_of(folder, path, size):
-    collate = Collator(load_processor(path), 256)
-    records = list(load_records(folder / "samples"))
-    return [collate(records[start : start + size]) for start in range(0, len(records), size)]
+def assert_same_search(search, steps, rel):
+    assert [removal.layer for removal in search.removals] == [layer for layer, _ in steps]
+    for removal, (layer, losses) in zip(search.removals, steps, strict=True):
+        assert removal.candidates == pytest.approx(losses, rel=rel)
+        assert list(removal.candidates) == list(losses)
+        assert removal.loss == removal.candidates[layer]
 
 
-@torch.no_grad()
-def reference_loss(model, batches):
-    """Sum over sequences of mean next-token loss x tokens, from all logits of a plain forward."""
-    total = 0.0
-    for batch in batches:
-        logits = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits
-        for row in range(len(logits)):
-            real = batch["attention_mask"][row].bool()
-            ids = batch["input_ids"][row][real]
-            losses = torch.nn.functional.cross_entropy(
-                logits[row][real][:-1], ids[1:], reduction="none"
-            )[ids[1:] != model.config.image_token_id]
-            total += float(losses.mean()) * len(losses)
-    return total
-
-
-def reference_order(model, batches, num_dropped):
-    """The reference loop, on models whose layers are really dropped."""
-    removed, losses = [], []
-    for _ in range(num_dropped):
-        alive = [layer for layer in range(LAYERS) if layer not in removed]
-        best = None
-        for layer in alive[1:-1]:
-            pruned = copy.deepcopy(model)
-            drop_layers(pruned, [*removed, layer])
-            loss = reference_loss(pruned, batches)
-            if best is None or loss < best[0]:
-                best = (loss, layer)
-        removed.append(best[1])
-        losses.append(best[0])
-    return removed, losses
-
-
-@pytest.mark.parametrize(("seed", "tied", "size"), [(0, True, 8), (1, False, 5), (2, True, 3)])
-def test_removals_equal_the_reference_loop(folder, seed, tied, size):
+@pytest.mark.parametrize(
+    ("seed", "tied", "size", "protect"),
+    [(0, True, 8, ()), (1, False, 5, (2,)), (2, True, 3, (3, 4))],
+)
+def test_removals_and_losses_equal_the_reference_loop(folder, seed, tied, size, protect):
     path = tiny(folder, seed, tied)
-    model, batches = load_model(path), batches_of(folder, path, size)
-    expected, losses = reference_order(model, batches, 3)
-    found = sleb_order(model, batches, 3)
-    assert [removal.layer for removal in found] == expected
-    assert [removal.loss for removal in found] == pytest.approx(losses, rel=1e-5)
+    model, batches = load_model(path, "float64"), batches_of(folder, path, size)
+    assert any(not batch["attention_mask"].all() for batch in batches)
+    assert any("pixel_values" in batch for batch in batches)
+    steps = reference_search(model, batches, 3, protect)
+    for states in (0, 2, 8, 1000):
+        search = sleb_search(model, batches, 3, protect, cache_bytes=states * state_bytes(batches))
+        assert_same_search(search, steps, 1e-9)
+        assert search.base_loss == pytest.approx(reference_loss(model, batches), rel=1e-9)
     assert len(model.model.language_model.layers) == LAYERS
-    assert reference_loss(model, batches) == pytest.approx(
-        sleb_search(model, batches, 1).base_loss, rel=1e-5
-    )
 
 
-def test_every_candidate_loss_equals_that_of_the_pruned_model(folder):
-    path = tiny(folder, 0)
-    model, batches = load_model(path), batches_of(folder, path, 6)
-    first, second = sleb_order(model, batches, 2)
-    assert list(first.candidates) == [1, 2, 3, 4, 5]
-    for layer, loss in second.candidates.items():
-        pruned = copy.deepcopy(model)
-        drop_layers(pruned, [first.layer, layer])
-        assert reference_loss(pruned, batches) == pytest.approx(loss, rel=1e-5)
+def state_bytes(batches, hidden=32, itemsize=8):
+    """Bytes of one hidden state of every batch."""
+    return sum(batch["input_ids"].numel() for batch in batches) * hidden * itemsize
 
 
-def test_about_half_of_the_layers_are_run_and_they_are_counted(folder):
-    path = tiny(folder, 0)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3", "qwen2_5_vl"])
+def test_other_families_and_text_only_models(family):
+    model = tiny_model(family, layers=6).double()
+    batches = [tiny_batch(family, seed=0), tiny_batch(family, with_image=False, seed=1)]
+    if family == "gemma3":  # its config calls the token otherwise
+        model.config.image_token_id = model.config.image_token_index
+    assert_same_search(sleb_search(model, batches, 2), reference_search(model, batches, 2), 1e-9)
+
+
+def test_memory_for_states_never_changes_the_result_and_is_kept_to(folder, monkeypatch):
+    path = tiny(folder, 0, layers=9)
+    model, batches = load_model(path), batches_of(folder, path, 5)
+    runs = []
+
+    class Counted(sleb.BatchLoss):
+        def __init__(self, *given):
+            super().__init__(*given)
+            runs.append(self)
+
+    monkeypatch.setattr(sleb, "BatchLoss", Counted)
+    one = state_bytes(batches, itemsize=4)
+    everything = sleb_search(model, batches, 5, cache_bytes=1e12)
+    work = []
+    for states in (0, 1, 3, 6, 7, 9, 14, 21, 22, 23):
+        runs.clear()
+        held = []
+        search = sleb_search(
+            model, batches, 5, cache_bytes=states * one,
+            after_removal=lambda _, held=held: held.append(max(len(r.prefixes) for r in runs)),
+        )  # fmt: skip
+        assert search.removals == everything.removals  # to the last bit
+        assert max(held) <= states
+        work.append(search.layer_evaluations)
+    assert work == sorted(work, reverse=True)
+    assert work[0] == len(batches) * (9 + full_evaluations(9, 5))  # nothing kept: the plain loop
+    assert work[-1] == everything.layer_evaluations < 0.55 * work[0]
+
+
+def test_as_few_layers_run_as_the_known_prefixes_leave(folder):
+    path = tiny(folder, 0, layers=10)
     model, batches = load_model(path), batches_of(folder, path, 12)
     ran = 0
 
@@ -113,12 +117,29 @@ def test_about_half_of_the_layers_are_run_and_they_are_counted(folder):
 
     for layer in model.model.language_model.layers:
         layer.register_forward_hook(count)
-    search = sleb_search(model, batches, 4)
+    search = sleb_search(model, batches, 5)
     assert ran == search.layer_evaluations
+    # With n layers left and the one at position p gone, candidates before p go on from p, those
+    # behind from their own place.
+    left = list(range(10))
+    expected = 10 + sum(10 - 1 - j for j in range(1, 9))
+    for removal in search.removals[:-1]:
+        p, n = left.index(removal.layer), len(left)
+        expected += (p - 1) * (n - 1 - p) + sum(n - 2 - j for j in range(p, n - 2))
+        left.remove(removal.layer)
+    assert search.layer_evaluations == expected
     assert full_evaluations(36, 9) == sum((36 - i - 2) * (36 - i - 1) for i in range(9))
-    cached = 36 + sum(sum(range(1, 36 - i - 1)) for i in range(9))
-    assert cached / full_evaluations(36, 9) < 0.51
-    assert search.layer_evaluations == LAYERS + sum(sum(range(1, LAYERS - i - 1)) for i in range(4))
+
+
+def test_of_equal_losses_the_first_layer_goes(folder):
+    path = tiny(folder, 1, False)
+    model, batches = load_model(path), batches_of(folder, path, 12)
+    for block in model.model.language_model.layers[1:-1]:  # these do nothing
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    removals = sleb_search(model, batches, 3).removals
+    assert [removal.layer for removal in removals] == [1, 2, 3]
+    assert len({loss for removal in removals for loss in removal.candidates.values()}) == 1
 
 
 def test_protected_layers_are_no_candidates(folder):
@@ -132,10 +153,21 @@ def test_protected_layers_are_no_candidates(folder):
         sleb_search(model, batches, 6)
 
 
+def test_a_loss_that_is_no_number_is_one_clear_error(folder):
+    path = tiny(folder, 0)
+    model, batches = load_model(path), batches_of(folder, path, 12)
+    model.model.language_model.layers[3].mlp.down_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"loss of the whole model is nan; choose another models"):
+        sleb_search(model, batches, 1)
+
+
+def search_to_file(path, folder, out, settings=SETTINGS, seed=0, ratio=30, **more):
+    run_sleb(path, folder / "samples", out, settings, model_key="m", ratio=ratio, seed=seed, **more)
+
+
 def test_file_records_the_search_and_feeds_a_plan(folder):
     path, out = tiny(folder, 1, False), folder / "sleb.json"
-    settings = {"samples": 5, "max_length": 256, "batch_size": 2}
-    run_sleb(path, folder / "samples", out, settings, model_key="m", ratio=30, seed=0)
+    search_to_file(path, folder, out)
     body = json.loads(out.read_text())
     assert (body["model"], body["num_layers"], body["provenance"]["num_samples"]) == ("m", 7, 5)
     assert len(body["calibration"]["samples"]) == 5
@@ -143,6 +175,80 @@ def test_file_records_the_search_and_feeds_a_plan(folder):
     assert body["layer_evaluations"] < 0.75 * body["layer_evaluations_uncached"]
     removals = [removal["layer"] for removal in body["removals"]]
     assert make_plan("sleb", 30, num_layers=7, removals=removals).drop == sorted(removals)
+    assert not list(folder.glob("*.progress.json"))
     again = folder / "again.json"
-    run_sleb(path, folder / "samples", again, settings, model_key="m", ratio=30, seed=0)
+    search_to_file(path, folder, again)
     assert again.read_bytes() == out.read_bytes()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def interrupted(folder, tmp_path, monkeypatch):
+    """A search for three removals, killed while it looks for the third."""
+    path, out = tiny(folder, 2, layers=10), tmp_path / "sleb.json"
+    search_to_file(path, folder, tmp_path / "whole.json")
+    seen = 0
+
+    def dies(*given):
+        nonlocal seen
+        seen += given[0].__name__ == "finite_loss"
+        if seen > 1 + 8 + 7 + 3:
+            raise Killed
+        return sleb_finite_loss(*given[1:])
+
+    sleb_finite_loss = sleb.finite_loss
+    with monkeypatch.context() as patch:
+        patch.setattr(sleb, "finite_loss", lambda *given: dies(sleb_finite_loss, *given))
+        with pytest.raises(Killed):
+            search_to_file(path, folder, out)
+    assert not out.exists()
+    assert len(json.loads((tmp_path / "sleb.progress.json").read_text())["search"]["removals"]) == 2
+    return path, out
+
+
+def comparable(path):
+    body = json.loads(path.read_text())
+    return {k: v for k, v in body.items() if k != "layer_evaluations"}
+
+
+def test_a_killed_search_goes_on_after_its_last_removal(folder, interrupted, capsys):
+    path, out = interrupted
+    whole = out.with_name("whole.json")
+    # Less memory than before is allowed: that may be why it was killed.
+    search_to_file(path, folder, out, SETTINGS | {"cache_gb": 0})
+    assert "going on after 2 removals" in capsys.readouterr().err
+    assert comparable(out) == comparable(whole)
+    assert not out.with_name("sleb.progress.json").exists()
+
+
+@pytest.mark.parametrize("change", ["weights", "template", "seed", "settings", "protect", "torn"])
+def test_progress_of_other_inputs_is_not_taken_up(folder, interrupted, capsys, change, tmp_path):
+    path, out = interrupted
+    progress = out.with_name("sleb.progress.json")
+    settings, more = SETTINGS, {}
+    if change == "weights":
+        path = tiny(folder, 3, layers=10)
+    elif change == "template":
+        copied = tmp_path / "copied"
+        copied.mkdir()
+        for file in path.iterdir():
+            (copied / file.name).write_bytes(file.read_bytes())
+        with (copied / "chat_template.jinja").open("a") as template:
+            template.write("{# #}")
+        path = copied
+    elif change == "seed":
+        more["seed"] = 1
+    elif change == "settings":
+        settings = SETTINGS | {"max_length": 255}
+    elif change == "protect":
+        more["protect"] = [8]
+    else:
+        progress.write_text(progress.read_text()[:-30])
+    search_to_file(path, folder, out, settings, **more)
+    assert "sleb.progress.json: of other weights, samples or settings" in capsys.readouterr().err
+    fresh = tmp_path / "fresh.json"
+    search_to_file(path, folder, fresh, settings, **more)
+    assert fresh.read_bytes() == out.read_bytes()

@@ -1,11 +1,11 @@
 import json
+import weakref
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from interlace.data.chat import load_records
 from interlace.data.collate import encode, pad
@@ -13,9 +13,11 @@ from interlace.decoder.layers import BoundaryRecorder, decoder_layers
 from interlace.decoder.load import load_model, load_processor
 from interlace.decoder.replay import DecoderCall
 from interlace.errors import InputError
+from interlace.sparsity.kernels import _failed_trial, is_two_four, use_sparse_kernels
 from interlace.sparsity.run import sparsify
 from interlace.sparsity.two_four import _zero, prune_two_four, two_four_report
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
+from tests.tiny_families import FAMILIES, LAYERS, tiny_batch, tiny_model
 
 NUM_LINEARS = 7  # q, k, v, o, gate, up, down
 
@@ -116,30 +118,37 @@ def test_a_layer_runs_alone_as_in_the_model(root, batches):
 
 def test_batching_does_not_change_wanda(root, tmp_path):
     weights = []
-    for size in (1, 3):
-        settings = {"samples": 4, "max_length": 256, "batch_size": size}
+    for size in (1, 1000):
+        settings = {"samples": 4, "max_length": 256, "batch_tokens": size}
         sparsify(root / "base", tmp_path / f"{size}", "wanda", root / "samples", settings, 0)
         weights.append(load_file(tmp_path / f"{size}" / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_text_only_decoder_runs_layer_by_layer():
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
-    config = LlamaConfig(**sizes, num_hidden_layers=3, num_attention_heads=2)
-    model = LlamaForCausalLM(config).eval()
-    tokens = torch.arange(8)[None]
-    prune_two_four(
-        model, "wanda_2_4", [{"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}]
-    )
-    report = two_four_report(model)
-    assert report["groups_with_two_zeros"] == report["groups"]
+def test_samples_that_cannot_be_used_are_named(root, tmp_path):
+    settings = {"samples": 8, "max_length": 30, "batch_tokens": 512}
+    sparsify(root / "base", tmp_path / "out", "wanda", root / "samples", settings, 0)
+    calibration = json.loads((tmp_path / "out" / "interlace.json").read_text())["sparsity"]
+    calibration = calibration["calibration"]
+    assert calibration["asked_for"] == 8
+    left_out = {item["id"]: item["reason"] for item in calibration["left_out"]}
+    assert set(left_out.values()) == {"dropped_too_long"}
+    assert len(left_out) == 2
+    assert sorted([*left_out, *calibration["samples"]]) == [
+        record.id for record in load_records(root / "samples", calibration_only=True)
+    ]
+    with pytest.raises(InputError, match=r"sparsity\.max_length"):
+        sparsify(
+            root / "base", tmp_path / "none", "wanda", root / "samples",
+            settings | {"max_length": 16}, 0,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["wanda_2_4", "magnitude_2_4"])
 def test_only_decoder_matrices_change_and_half_of_them_is_zero(root, tmp_path, method):
     sparsify(
         root / "base", tmp_path / "m" / "out", method, root / "samples",
-        {"samples": 3, "max_length": 256, "batch_size": 2}, 0,
+        {"samples": 3, "max_length": 256, "batch_tokens": 512}, 0,
     )  # fmt: skip
     base = load_file(root / "base" / "model.safetensors")
     pruned = load_file(tmp_path / "m" / "out" / "model.safetensors")
@@ -156,8 +165,14 @@ def test_only_decoder_matrices_change_and_half_of_them_is_zero(root, tmp_path, m
     assert sparsity["sparsity_percent"] == 50.0
     assert sparsity["groups_with_two_zeros"] == sparsity["groups"]
     assert sparsity["num_tensors"] == 5 * NUM_LINEARS
-    assert len(sparsity["calibration"]) == (3 if method == "wanda_2_4" else 0)
-    assert record["provenance"]["num_samples"] == (3 if method == "wanda_2_4" else None)
+    if method == "magnitude_2_4":
+        assert sparsity["calibration"] is record["provenance"]["num_samples"] is None
+        return
+    calibration = sparsity["calibration"]
+    assert len(calibration["samples"]) == record["provenance"]["num_samples"] == 3
+    assert (calibration["asked_for"], calibration["max_length"]) == (3, 256)
+    assert calibration["left_out"] == []
+    assert "whole conversations" in calibration["text"]
 
 
 def test_magnitude_keeps_the_largest(root):
@@ -198,3 +213,133 @@ def test_wrong_requests_are_refused(root):
     with pytest.raises(InputError, match="needs calibration samples"):
         prune_two_four(model, "wanda_2_4", [])
     assert two_four_report(model)["zeros"] == 0
+
+
+# -- every family ---------------------------------------------------------------------------------
+
+
+def batches_of(family):
+    """A picture alone; two texts of different length, padded."""
+    one, short, long = (
+        tiny_batch(family, image, seed) for image, seed in ((1, 0), (0, 7), (0, 1e9))
+    )
+    return [one, pad([short, long], 0, "right")]
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "moe" not in name])
+def test_wanda_equals_brute_force_for_every_family(family):
+    batches = batches_of(family)
+    assert not batches[1]["attention_mask"].all()
+    whole, model = tiny_model(family).double(), tiny_model(family).double()
+    dense = {name: weight.clone() for name, weight in model.named_parameters()}
+    expected = oracle_masks(whole, batches)
+    prune_two_four(model, "wanda_2_4", batches)
+    for index, layer in enumerate(decoder_layers(model)):
+        for name, linear in linears(layer):
+            assert torch.equal(linear.weight == 0, expected[f"{index}.{name}"]), (index, name)
+    pruned = {id(linear.weight) for _, linear in linears(decoder_layers(model))}
+    assert len(pruned) == len(expected) == LAYERS * NUM_LINEARS
+    for name, weight in model.named_parameters():
+        changed = not torch.equal(weight, dense[name])
+        assert changed == (id(weight) in pruned), name
+    report = two_four_report(model)
+    assert report["groups_with_two_zeros"] == report["groups"]
+
+
+def test_padding_that_counted_would_change_the_masks():
+    batches = batches_of("gemma3")
+    right, wrong = tiny_model("gemma3").double(), tiny_model("gemma3").double()
+    prune_two_four(right, "wanda_2_4", batches)
+    for batch in batches:
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
+    prune_two_four(wrong, "wanda_2_4", batches)
+    assert any(
+        not torch.equal(a.weight == 0, b.weight == 0)
+        for (_, a), (_, b) in zip(
+            linears(decoder_layers(right)), linears(decoder_layers(wrong)), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize("method", ["wanda_2_4", "magnitude_2_4"])
+def test_experts_are_refused_and_left_alone(method):
+    model = tiny_model("qwen3_vl_moe")
+    with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts\.\w+ is no Linear weight"):
+        prune_two_four(model, method, [tiny_batch("qwen3_vl_moe")])
+    assert two_four_report(model)["zeros"] == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3"])
+def test_activations_held_do_not_grow_with_depth(family):
+    batches = batches_of(family) * 2
+    held = []
+    for depth in (3, 9):
+        model = tiny_model(family, layers=depth)
+        outputs, most = [], 0
+
+        def count(_module, _args, output, outputs=outputs):
+            nonlocal most
+            outputs.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+            most = max(most, sum(ref() is not None for ref in outputs))
+
+        for layer in decoder_layers(model):
+            layer.register_forward_hook(count)
+        prune_two_four(model, "wanda_2_4", batches)
+        assert len(outputs) >= 2 * depth * len(batches)
+        held.append(most)
+    assert held[0] == held[1] <= len(batches) + 1
+
+
+# -- kernels --------------------------------------------------------------------------------------
+
+
+def test_dense_kernels_say_why():
+    model = tiny_model("qwen3_vl")
+    reasons = {}
+    reasons["dense"] = use_sparse_kernels(model)
+    assert not is_two_four(model)
+    prune_two_four(model, "magnitude_2_4")
+    assert is_two_four(model)
+    reasons["cpu"] = use_sparse_kernels(model)
+    for off in ("off", False):
+        reasons[off] = use_sparse_kernels(model, off)
+    assert {key: reason["kernels_reason"] for key, reason in reasons.items()} == {
+        "dense": "the weights are not 2:4 sparse",
+        "cpu": "there is no CUDA device",
+        "off": "ttft.sparse_kernels is off",
+        False: "ttft.sparse_kernels is off",
+    }
+    assert {reason["kernels"] for reason in reasons.values()} == {"dense"}
+    assert all(type(linear.weight.data) is torch.Tensor for _, linear in linears(model))
+
+
+def test_a_refusal_of_torch_is_the_reason():
+    # Off a GPU torch refuses every weight; the model stays as it is.
+    model = tiny_model("qwen3_vl")
+    prune_two_four(model, "magnitude_2_4")
+    reason = _failed_trial(model)
+    assert reason.startswith("torch refuses layers.5.self_attn.o_proj of shape (32, 32): ")
+    assert "CUDA" in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sparse_kernels_give_the_same_logits():
+    model = tiny_model(
+        "qwen3_vl", hidden_size=256, intermediate_size=512, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=64,
+    )  # fmt: skip
+    prune_two_four(model, "magnitude_2_4")
+    model = model.to("cuda", torch.bfloat16)
+    batch = {key: value.cuda() for key, value in tiny_batch("qwen3_vl", False).items()}
+    with torch.inference_mode():
+        dense = model(**batch).logits.float()
+        used = use_sparse_kernels(model)
+        if torch.cuda.get_device_capability() < (8, 0):
+            assert used["kernels"] == "dense"
+            return
+        assert used["kernels"] == "semi_structured", used
+        sparse = model(**batch).logits.float()
+    assert any(type(linear.weight.data) is not torch.Tensor for _, linear in linears(model))
+    assert (sparse - dense).abs().max() <= 0.05 * dense.abs().max()

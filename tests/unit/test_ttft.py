@@ -10,11 +10,13 @@ from interlace.evaluation import kit, ttft
 from interlace.evaluation.prepare import prepare_benchmarks
 from interlace.evaluation.ttft import first_token, measure_ttft, speedup_interval
 from interlace.io import read_json
+from interlace.sparsity import kernels as kernels_module
+from interlace.sparsity.two_four import prune_two_four
 from tests.tiny import make_tiny_checkpoint
 from tests.tiny_benchmarks import make_tiny_benchmarks
 
 DATASETS = ("ChartQA_TEST", "OCRBench")
-SETTINGS = {"samples": 2, "warmup": 1, "repeats": 3, "attention": "sdpa"}
+SETTINGS = {"device": "cpu", "samples": 2, "warmup": 1, "repeats": 3, "attention": "sdpa"}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,9 @@ def work(tmp_path_factory):
     make_tiny_checkpoint(root / "dense", layers=6)
     make_tiny_checkpoint(root / "pruned", layers=4)
     make_tiny_checkpoint(root / "third", layers=5)
+    sparse = load_model(make_tiny_checkpoint(root / "magnitude_2_4", layers=6))
+    prune_two_four(sparse, "magnitude_2_4")
+    sparse.save_pretrained(root / "magnitude_2_4")
     return root
 
 
@@ -70,6 +75,35 @@ def test_every_variant_gets_a_file_per_benchmark(work, tmp_path):
     third = read_json(tmp_path / "third" / "ChartQA.json")
     assert [s["index"] for s in chart["samples"]] == [s["index"] for s in third["samples"]]
     assert [s["dense_s"] for s in chart["samples"]] == [s["dense_s"] for s in third["samples"]]
+
+
+def test_results_say_what_kernels_they_are_of(work, tmp_path, monkeypatch):
+    variants = ["pruned", "magnitude_2_4"]
+    measure(work, tmp_path / "auto", variants, samples=1)
+    measure(work, tmp_path / "off", variants, samples=1, sparse_kernels="off")
+    kernels = {}
+    for path in sorted(tmp_path.glob("*/*/ChartQA.json")):
+        result = read_json(path)
+        assert result["kernels"] == "dense"
+        kernels[path.parts[-3], result["variant"]] = result["kernels_reason"]
+    off = "ttft.sparse_kernels is off"
+    assert kernels == {
+        ("auto", "magnitude_2_4"): "there is no CUDA device",
+        ("auto", "pruned"): "the weights are not 2:4 sparse",
+        ("off", "magnitude_2_4"): off,
+        ("off", "pruned"): off,
+    }
+    seen = []
+
+    def compressed(model, wanted):
+        seen.append(wanted)
+        return {"kernels": "semi_structured", "kernels_reason": "as told"}
+
+    monkeypatch.setattr(kernels_module, "use_sparse_kernels", compressed)
+    measure(work, tmp_path / "told", ["magnitude_2_4"], samples=1)
+    result = read_json(tmp_path / "told" / "magnitude_2_4" / "ChartQA.json")
+    assert (result["kernels"], result["kernels_reason"]) == ("semi_structured", "as told")
+    assert seen == ["auto", "auto"]
 
 
 def test_models_take_turns_in_a_changing_order_after_a_warm_up(work, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import yaml
 from tests.workflow.run import ROOT, snakemake
 
 JOBS_OF_THE_PAPER = {
-    "base_model": 2, "draw_samples": 1, "score_windows": 2, "score_sleb": 1, "plan": 14,
+    "base_model": 2, "plan_samples": 1, "draw_samples": 1, "score_windows": 2, "score_sleb": 1, "plan": 14,
     "finetune": 14, "prune": 1, "sparsify": 2, "evaluate": 22, "table": 6,
 }  # fmt: skip
 
@@ -68,6 +68,7 @@ def test_the_slurm_profile_bounds_no_cores():
     "target",
     [
         "samples",
+        "conversations",
         "scores",
         "plans",
         "checkpoints",

@@ -67,7 +67,8 @@ def test_tables_figures_and_report_are_there_and_say_stand_in(undisturbed):
             assert "stand-in" in text, f"table{number}.{extension}"
     names = {p.stem for p in (folder / "figures").iterdir()}
     assert names == {
-        "figure2_interlace-25_standin_8b", "figure2_interlace-25_standin_4b",
+        *(f"figure2_{plan}_standin_8b" for plan in ("interlace-25", "sleb-25", "random-25", "dense")),
+        "figure2_interlace-25_standin_4b",
         "figure3_finetuning", "figure4_similarity", "ttft_speedup", "ttft_breakdown",
     }  # fmt: skip
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".svg", ".pdf", ".png"}

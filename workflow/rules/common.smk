@@ -12,6 +12,7 @@ from interlace.environment import accelerator_missing, key_missing, share_packag
 from interlace.errors import InputError
 from interlace.grid import Grid
 from interlace.io import code_digest
+from interlace.sampling.settings import plan_settings, sample_settings, subset_settings
 
 # Scripts, their children and jobs on a cluster find the package without an installation.
 share_package(SOURCE)

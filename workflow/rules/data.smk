@@ -1,9 +1,68 @@
-# FineVision -> samples, their manifest and counts.
+# FineVision -> a plan made from footers, a sample of each subset, and all of them with a manifest.
+# The first two read the source over the network where it is a hub; nothing after them does.
+# `requests` are those they have under way; --resources requests=16 bounds them over all jobs.
+
+
+checkpoint plan_samples:
+    input:
+        GRID.sample_folder(),
+    output:
+        plan=GRID.path("sampling", "plan", "plan.json"),
+        index=GRID.path("sampling", "plan", "index.parquet"),
+    log:
+        f"{LOGS}/plan_samples.log",
+    priority: 100
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
+        requests=CONFIG["data"]["workers"],
+    params:
+        settings=plan_settings(CONFIG["data"]),
+        source=lambda w, input: input[0] if input else GRID.sample_source(),
+        seed=SEED,
+    message:
+        "Samples: plan them from the footers of {params.source}"
+    script:
+        "../scripts/plan_samples.py"
+
+
+rule fetch_subset:
+    input:
+        plan=GRID.path("sampling", "plan", "plan.json"),
+        index=GRID.path("sampling", "plan", "index.parquet"),
+    output:
+        directory(GRID.path("sampling", "subsets", "{subset}")),
+    log:
+        f"{LOGS}/fetch_subset/{{subset}}.log",
+    wildcard_constraints:
+        subset="[^/]+",
+    priority: 100
+    conda:
+        "../../envs/data.yaml"
+    threads: 1
+    resources:
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
+        requests=CONFIG["data"]["workers"],
+    params:
+        settings=subset_settings(CONFIG["data"]),
+        spool=lambda w: GRID.path("sampling", "spool", w.subset),
+        seed=SEED,
+    message:
+        "Samples: draw {params.settings[fraction]} of {wildcards.subset}"
+    script:
+        "../scripts/fetch_subset.py"
 
 
 rule draw_samples:
     input:
-        GRID.sample_folder(),
+        plan=lambda w: checkpoints.plan_samples.get().output.plan,
+        subsets=lambda w: GRID.subset_folders(
+            checkpoints.plan_samples.get().output.plan
+        ),
     output:
         samples=directory(GRID.path("samples")),
     log:
@@ -16,11 +75,10 @@ rule draw_samples:
         mem_mb=RESOURCES["cpu"]["mem_mb"],
         runtime=RESOURCES["cpu"]["runtime"],
     params:
-        settings=CONFIG["data"],
-        source=lambda w, input: input[0] if input else GRID.sample_source(),
+        settings=sample_settings(CONFIG["data"]),
         seed=SEED,
     message:
-        "Samples: draw {params.settings[fraction]} of every subset"
+        "Samples: gather all subsets"
     script:
         "../scripts/draw_samples.py"
 
@@ -57,5 +115,6 @@ rule samples_table:
 rule samples:
     input:
         rules.samples_table.output,
+        GRID.path("figures", "samples"),
     message:
         "Samples are drawn"

@@ -1,11 +1,9 @@
 # The paper's figures and the TTFT plots.
 
 
-rule figure_triplets:
+rule figure_plan:
     input:
-        plan=GRID.path("{model}", "plans", "{plan}.json"),
-        pack1=GRID.path("{model}", "scores", "pack1.json"),
-        pack3=GRID.path("{model}", "scores", "pack3.json"),
+        GRID.path("{model}", "plans", "{plan}.json"),
     output:
         report(
             GRID.path("figures", "figure2_{plan}_{model}.svg"),
@@ -34,7 +32,7 @@ rule figure_triplets:
     message:
         "Figure 2: plan {wildcards.plan} of {wildcards.model} over depth"
     script:
-        "../scripts/figure_triplets.py"
+        "../scripts/figure_plan.py"
 
 
 rule figure_finetuning:

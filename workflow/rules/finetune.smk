@@ -37,7 +37,7 @@ rule prune:
     log:
         f"{LOGS}/{{model}}/prune/{{plan}}.log",
     wildcard_constraints:
-        plan="[a-z_]+-[0-9]+",
+        plan="[a-z0-9_]+-[0-9]+",
     priority: 40
     conda:
         "../../envs/model.yaml"

@@ -14,7 +14,7 @@ rule plan:
         "../../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
+        mem_mb=2000,
         runtime=10,
     params:
         settings=CONFIG["plan"],
@@ -29,5 +29,6 @@ rule plan:
 rule plans:
     input:
         [GRID.path(m, "plans", f"{p}.json") for m, p in GRID.plans_wanted()],
+        GRID.plan_figure_files(),
     message:
-        "Plans are made"
+        "Plans are made, and their figures drawn"

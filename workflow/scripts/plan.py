@@ -7,16 +7,16 @@ with script_log(snakemake.log[0], snakemake.threads):
     from interlace.selection.plan import write_plan
 
     method, ratio = split_plan_id(snakemake.wildcards.plan)
-    packs = snakemake.input.get("packs")
     write_plan(
         method,
         ratio,
-        Path(packs[0]).parent if packs else None,
-        snakemake.input.get("sleb"),
         Path(snakemake.input.base),
         Path(snakemake.output.plan),
         snakemake.params.settings,
         model_key=snakemake.wildcards.model,
         seed=snakemake.params.seed,
+        windows=snakemake.input.get("windows"),
+        sleb=snakemake.input.get("sleb"),
+        losses=snakemake.input.get("losses"),
         sheet=Path(snakemake.output.sheet),
     )

@@ -9,9 +9,14 @@ with script_log(snakemake.log[0], snakemake.threads):
         Path(snakemake.input.base),
         Path(snakemake.input.samples),
         Path(snakemake.output[0]),
-        snakemake.params.settings | {"dtype": snakemake.params.dtype},
+        snakemake.params.settings
+        | {
+            "dtype": snakemake.params.dtype,
+            "cache_gb": snakemake.config["sleb"]["cache_gb"],
+        },
         ratio=snakemake.params.ratio,
         protect=snakemake.params.protect,
         model_key=snakemake.wildcards.model,
         seed=snakemake.params.seed,
+        memory_mb=snakemake.resources.mem_mb,
     )

@@ -3,13 +3,17 @@ from pathlib import Path
 from interlace.logs import script_log
 
 with script_log(snakemake.log[0], snakemake.threads):
-    from interlace.scoring.similarity import score_windows
+    from interlace.scoring.shards import score_shard
 
-    score_windows(
+    settings = snakemake.params.settings
+    score_shard(
         Path(snakemake.input.base),
         Path(snakemake.input.samples),
-        Path(snakemake.output.windows).parent,
-        snakemake.params.settings | {"dtype": snakemake.params.dtype},
+        Path(snakemake.output[0]),
+        settings | {"dtype": snakemake.params.dtype},
         model_key=snakemake.wildcards.model,
-        seed=snakemake.params.seed,
+        parts=Path(snakemake.params.parts),
+        shard=int(snakemake.wildcards.shard),
+        num_shards=settings["shards"],
+        workers=snakemake.config["scoring"]["workers"],
     )

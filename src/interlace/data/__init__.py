@@ -1,1 +1,1 @@
-"""FineVision-shaped data: draw samples, read them as conversations, turn them into batches."""
+"""FineVision-shaped data: samples read as conversations, turned into batches."""

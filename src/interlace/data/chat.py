@@ -121,12 +121,12 @@ class SampleDataset:
 
 
 def load_records(samples: str | Path, calibration_only: bool = False) -> SampleDataset:
-    """Return the kept samples below `samples`, or only those marked for calibration.
+    """Return the samples below `samples` to fine-tune on, or those marked for calibration.
 
-    Raises `InputError` where the manifest or the samples are missing, or no row is marked.
+    The former are all kept ones, without the latter where they are held out. Raises `InputError` where the manifest or the samples are missing, or no row is marked.
     """
     if not calibration_only:
-        return SampleDataset(samples)
+        return SampleDataset(samples, _finetune_ids(samples))
     ids = calibration_ids(samples)
     if not ids:
         raise InputError(
@@ -138,14 +138,26 @@ def load_records(samples: str | Path, calibration_only: bool = False) -> SampleD
 
 def calibration_ids(samples: str | Path) -> set[str]:
     """Return the ids that `<samples>/manifest.parquet` marks for calibration."""
+    return _marked(samples, "calibration")
+
+
+def _finetune_ids(samples: str | Path) -> set[str] | None:
+    """Return the ids marked for fine-tuning; None where the manifest tells of no difference."""
+    path = Path(samples) / "manifest.parquet"
+    if not path.exists() or "finetune" not in pq.read_schema(path).names:
+        return None
+    return _marked(samples, "finetune")
+
+
+def _marked(samples: str | Path, column: str) -> set[str]:
     path = Path(samples) / "manifest.parquet"
     try:
-        table = pq.read_table(path, columns=["id", "calibration"])
+        table = pq.read_table(path, columns=["id", column])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run the stage `samples` first") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable manifest ({_line(error)})") from error
-    return set(table.filter(table["calibration"])["id"].to_pylist())
+    return set(table.filter(table[column])["id"].to_pylist())
 
 
 def _line(error: BaseException) -> str:

@@ -40,16 +40,7 @@ def encode(record: Record, processor: Any, max_length: int | None = None) -> dic
     token is supervised or where the processor refuses an image.
     """
     messages = to_messages(record)
-    try:
-        inputs = processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            sanitize_control_tokens=True,
-        )
-    except ValueError as error:
-        raise EncodeError(record, "dropped_unprocessable", str(error)) from error
+    inputs = _apply_template(record, messages, processor)
     ids = inputs["input_ids"]
     labels = torch.full_like(ids, IGNORED)
     for start, end in _assistant_spans(messages, ids[0].tolist(), processor):
@@ -58,6 +49,37 @@ def encode(record: Record, processor: Any, max_length: int | None = None) -> dic
         raise EncodeError(record, "dropped_no_answer", "no assistant token to learn from")
     encoded = {**inputs, "labels": labels}
     return encoded if max_length is None else _cut(record, encoded, max_length)
+
+
+def encode_prompt(record: Record, processor: Any, max_length: int | None = None) -> dict[str, Any]:
+    """Return the model inputs of what a model is asked: all images, the first user turn and the
+    generation prompt, no answer. Shapes and keys as `encode`, but no `labels`.
+
+    Nothing is cut: raises `EncodeError` for a prompt longer than `max_length`, or where the
+    processor refuses an image.
+    """
+    inputs = _apply_template(record, to_messages(record)[:1], processor, prompt=True)
+    length = inputs["input_ids"].shape[1]
+    if max_length is not None and length > max_length:
+        detail = f"the prompt has {length} tokens, max_length is {max_length}"
+        raise EncodeError(record, "dropped_too_long", detail)
+    return dict(inputs)
+
+
+def _apply_template(
+    record: Record, messages: list[dict[str, Any]], processor: Any, prompt: bool = False
+) -> Any:
+    try:
+        return processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=prompt,
+            sanitize_control_tokens=True,
+        )
+    except ValueError as error:
+        raise EncodeError(record, "dropped_unprocessable", str(error)) from error
 
 
 def _cut(record: Record, encoded: dict[str, Any], max_length: int) -> dict[str, Any]:

@@ -5,20 +5,21 @@ from typing import Any
 
 _USAGE = """\
 ```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import {auto}, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("<this folder>")
+model = {auto}.from_pretrained("<this folder>")
 processor = AutoProcessor.from_pretrained("<this folder>")
 ```"""
 
 
-def model_card(info: dict[str, Any]) -> str:
-    """Return the README.md of a checkpoint whose interlace.json is `info`."""
+def model_card(info: dict[str, Any], auto: str = "AutoModelForImageTextToText") -> str:
+    """Return the README.md of a checkpoint whose interlace.json is `info`, loaded by `auto`."""
+    task = "text-generation" if auto == "AutoModelForCausalLM" else "image-text-to-text"
     plan, training, sparsity = (info.get(key) for key in ("plan", "training", "sparsity"))
     lines = [
         "---",
         "library_name: transformers",
-        "pipeline_tag: image-text-to-text",
+        f"pipeline_tag: {task}",
         "tags: [interlace, pruned]",
         "---",
         f"# {info.get('model')} · {info.get('variant')}",
@@ -26,7 +27,7 @@ def model_card(info: dict[str, Any]) -> str:
         f"A checkpoint of `{info.get('model')}` with {info['num_layers']} decoder layers, made by"
         " interlace. It loads with stock transformers:",
         "",
-        _USAGE,
+        _USAGE.format(auto=auto),
         "",
     ]
     if plan:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from interlace.decoder.card import model_card
 from interlace.decoder.layers import num_layers
-from interlace.decoder.load import load_model
+from interlace.decoder.load import auto_class, load_model
 from interlace.io import atomic_path, folder_digest, write_json, write_text
 
 # Largest difference of a logit, relative to the largest logit, that a reload may show.
@@ -29,9 +29,13 @@ class Probe:
 
 
 def take_probe(model: PreTrainedModel, processor: ProcessorMixin) -> Probe:
-    """Return the model's logits for one fixed picture and question (text only without images)."""
+    """Return the model's logits for one fixed picture and question.
+
+    Text only where the processor takes no images or has no chat template to place one by.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
-    if getattr(processor, "image_processor", None) is not None:
+    has_images = getattr(processor, "image_processor", None) is not None
+    if has_images and (processor.chat_template or tokenizer.chat_template):
         ramp = np.linspace(0, 255, 64 * 96 * 3).astype(np.uint8).reshape(64, 96, 3)
         content = [
             {"type": "image", "image": Image.fromarray(ramp)},
@@ -85,7 +89,7 @@ def save_checkpoint(
         }
         for name, text in (files or {}).items():
             write_text(partial / name, text)
-        write_text(partial / "README.md", model_card(info))
+        write_text(partial / "README.md", model_card(info, auto_class(model.config).__name__))
         write_json(partial / "interlace.json", info)
         _sync(partial)
 

@@ -3,7 +3,9 @@
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,13 +14,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from interlace.decoder.layers import DECODER_PATHS, num_layers
+from interlace.decoder.layers import check_family, num_layers
 from interlace.errors import InputError
 
 DTYPES: dict[str, torch.dtype | str] = {
@@ -29,6 +32,12 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float64": torch.float64,
 }
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_VISION = re.compile(r"vision|visual")
+
+
+def default_device(settings: Mapping[str, Any]) -> str:
+    """Return the device that `settings` name under `device`; else CUDA where there is one."""
+    return settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_model(
@@ -50,11 +59,8 @@ def load_model(
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}/config.json: {_first_line(error)}") from None
-    if config.model_type not in DECODER_PATHS:
-        known = ", ".join(sorted(DECODER_PATHS))
-        raise InputError(f"{path}: model type {config.model_type!r} is unknown; known are {known}")
-    is_vision_language = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    auto = AutoModelForImageTextToText if is_vision_language else AutoModelForCausalLM
+    check_family(config, path)
+    auto = auto_class(config)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
@@ -80,26 +86,40 @@ def load_model(
     return model.to(device) if device is not None else model
 
 
+def auto_class(config: PreTrainedConfig) -> type:
+    """Return the stock class that loads a model: one for vision-language models, one for text."""
+    is_vision_language = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if is_vision_language else AutoModelForCausalLM
+
+
 def load_processor(
     path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> ProcessorMixin:
     """Load a checkpoint's processor; `min_pixels` and `max_pixels` bound the pixels of an image.
 
     Images outside the bounds are scaled, keeping their aspect. None keeps the checkpoint's own.
+    Raises InputError if a bound is asked of an image processor that has none (all but Qwen's: they
+    scale to a fixed size or cut into tiles). Without an image processor there is nothing to bound.
     """
     path = _checkpoint_folder(path)
     try:
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(f"{path}: its processor cannot be read: {_first_line(error)}") from None
-    size = getattr(getattr(processor, "image_processor", None), "size", None)
-    if size is not None and (min_pixels is not None or max_pixels is not None):
-        lowest = min_pixels if min_pixels is not None else size["shortest_edge"]
-        highest = max_pixels if max_pixels is not None else size["longest_edge"]
-        if lowest > highest:
-            raise InputError(f"min_pixels {lowest} is above max_pixels {highest} for {path}")
-        # Qwen's image processors name the bounds on the pixel count after edges.
-        processor.image_processor.size = {"shortest_edge": lowest, "longest_edge": highest}
+    images = getattr(processor, "image_processor", None)
+    if images is None or (min_pixels is None and max_pixels is None):
+        return processor
+    if "max_pixels" not in images.valid_kwargs.__annotations__:
+        raise InputError(
+            f"{path}: {type(images).__name__} has no bounds on pixels; set min_pixels and max_pixels"
+            " to null for this model"
+        )
+    # Qwen's image processors name the bounds on the pixel count after edges.
+    lowest = min_pixels if min_pixels is not None else images.size["shortest_edge"]
+    highest = max_pixels if max_pixels is not None else images.size["longest_edge"]
+    if lowest > highest:
+        raise InputError(f"min_pixels {lowest} is above max_pixels {highest} for {path}")
+    images.size = {"shortest_edge": lowest, "longest_edge": highest}
     return processor
 
 
@@ -140,7 +160,9 @@ def _refuse_incomplete(path: Path, report: dict) -> None:
 
 
 def _layers(keys: list[str]) -> list[int]:
-    return [int(match.group(1)) for key in keys if (match := _LAYER.search(key))]
+    """Return the decoder's layers among the names of weights; vision towers have layers too."""
+    named = (_LAYER.search(key) for key in keys if not _VISION.search(key))
+    return [int(match.group(1)) for match in named if match]
 
 
 def _first_line(error: Exception) -> str:

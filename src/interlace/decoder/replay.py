@@ -1,7 +1,7 @@
-"""Run one decoder layer inside the model's own forward pass, on recorded states."""
+"""Run the decoder's layers on recorded states: one alone, or the last of any choice of them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from interlace.decoder.layers import decoder_layers, decoder_stack
 class DecoderCall:
     """One batch up to the decoder: embeddings, masks, positions and DeepStack features, recorded.
 
-    The vision tower runs once. `run_layer` then runs a single layer on what the layer before it
-    gave, through the decoder's own forward, so that whatever happens between two layers (DeepStack
-    adds visual features after the first ones) happens as in the model.
+    The vision tower runs once. After that, layers run through the decoder's own forward, so that
+    whatever happens between two layers (DeepStack adds visual features after the first ones)
+    happens as in the model. A raw output is what a layer returns, before anything is added to it.
     """
 
     def __init__(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]):
         self._stack, self._name = decoder_stack(model)
+        self._layers = decoder_layers(model)
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
         self.real_BT = inputs["attention_mask"].bool()
         if self._stack is model.base_model:
@@ -29,44 +30,82 @@ class DecoderCall:
         handle = self._stack.register_forward_pre_hook(
             lambda _module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
         )
+        indices = range(len(self._layers))
         try:
-            with self._layers([_StandIn(layer) for layer in decoder_layers(model)]):
+            with self._using([_StandIn(layer) for layer in self._layers], indices):
                 model.base_model(**inputs, use_cache=False)
         finally:
             handle.remove()
         self._args, self._kwargs = calls[0]
 
+    def run(
+        self,
+        layers: Sequence[int],
+        start: int = 0,
+        previous_BTD: torch.Tensor | None = None,
+        on_output: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Return the final hidden state (B, T, D), after the last norm, of a decoder of `layers`.
+
+        `layers` are indices, ascending; the others are gone as in a checkpoint without them, so
+        DeepStack features enter by position. The first `start` are not run: `previous_BTD` is the
+        raw output of the last of them. `on_output(position, raw output)` is called for each layer
+        that runs.
+        """
+        modules = [
+            _StandIn(self._layers[index], previous_BTD if position == start - 1 else None)
+            if position < start
+            else self._layers[index]
+            for position, index in enumerate(layers)
+        ]
+        with contextlib.ExitStack() as stack:
+            for position in range(start, len(layers)) if on_output is not None else ():
+                handle = modules[position].register_forward_hook(
+                    lambda _module, _args, output, position=position: on_output(
+                        position, _raw(output)
+                    )
+                )
+                stack.callback(handle.remove)
+            stack.enter_context(self._using(modules, layers))
+            return self._stack(*self._args, **self._kwargs).last_hidden_state
+
     def run_layer(self, index: int, previous_BTD: torch.Tensor | None) -> torch.Tensor:
-        """Return the raw output (B, T, D) of layer `index`.
+        """Return the raw output (B, T, D) of layer `index` alone, at its own position.
 
         `previous_BTD` is the raw output of the layer before it, None for the first.
         """
-        layers = list(getattr(self._stack, self._name))
-        used = [_StandIn(layer) for layer in layers]
-        used[index] = layers[index]
+        modules: list[torch.nn.Module] = [_StandIn(layer) for layer in self._layers]
+        modules[index] = self._layers[index]
         if index > 0:
-            used[index - 1] = _StandIn(layers[index - 1], previous_BTD)
+            modules[index - 1] = _StandIn(self._layers[index - 1], previous_BTD)
         outputs: list[torch.Tensor] = []
-        handle = layers[index].register_forward_hook(
-            lambda _module, _args, output: outputs.append(
-                output[0] if isinstance(output, tuple) else output
-            )
+        handle = self._layers[index].register_forward_hook(
+            lambda _module, _args, output: outputs.append(_raw(output))
         )
         try:
-            with self._layers(used):
+            with self._using(modules, range(len(modules))):
                 self._stack(*self._args, **self._kwargs)
         finally:
             handle.remove()
         return outputs[0]
 
     @contextlib.contextmanager
-    def _layers(self, layers: Sequence[torch.nn.Module]) -> Iterator[None]:
-        own = getattr(self._stack, self._name)
-        setattr(self._stack, self._name, torch.nn.ModuleList(layers))
+    def _using(self, modules: Sequence[torch.nn.Module], indices: Sequence[int]) -> Iterator[None]:
+        """Put `modules` in the decoder's place, standing for the layers `indices` of its own.
+
+        Decoders that mix kinds of attention look a layer's kind up by position in the config.
+        """
+        config = self._stack.config
+        kinds = getattr(config, "layer_types", None)
+        setattr(self._stack, self._name, torch.nn.ModuleList(modules))
+        if kinds is not None:
+            config.layer_types = [kinds[index] for index in indices]
         try:
             yield
         finally:
-            setattr(self._stack, self._name, own)
+            setattr(self._stack, self._name, self._layers)
+            if kinds is not None:
+                config.layer_types = kinds
 
 
 class _StandIn(torch.nn.Module):
@@ -75,8 +114,12 @@ class _StandIn(torch.nn.Module):
     def __init__(self, like: torch.nn.Module, output: torch.Tensor | None = None):
         super().__init__()
         self.recorded = output
-        if hasattr(like, "attention_type"):  # read by decoders that mix kinds of attention
+        if hasattr(like, "attention_type"):  # some decoders look a layer's kind up here
             self.attention_type = like.attention_type
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return hidden_states if self.recorded is None else self.recorded
+
+
+def _raw(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output

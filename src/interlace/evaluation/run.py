@@ -147,15 +147,16 @@ class _Job:
 
     @functools.cached_property
     def kit_model(self) -> Any:
-        from interlace.decoder.load import load_model, load_processor
+        from interlace.decoder.load import default_device, load_model, load_processor
         from interlace.evaluation.model import LocalQwen3VL
 
         get = self.settings.get
         return LocalQwen3VL(
             load_model(
                 self.checkpoint,
-                dtype=get("dtype", "float32"),
-                attention=get("attention", "sdpa"),
+                get("dtype", "float32"),
+                default_device(self.settings),
+                get("attention", "sdpa"),
             ),
             load_processor(self.checkpoint),
             max_new_tokens=self.max_new_tokens,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from interlace.decoder.layers import image_token_id
 from interlace.errors import InputError
 from interlace.evaluation import kit
 from interlace.evaluation.benchmarks import get_benchmark
@@ -42,9 +43,11 @@ def measure_ttft(
     `settings` is the config's `ttft` section with `prompt`, `min_pixels` and `max_pixels` of
     `evaluation` and the model's `dtype`: `samples` rows per benchmark (null: all), drawn with
     `seed`; `warmup` passes per sample and model, not timed; `repeats` timed passes, averaged.
-    All models are loaded at once; in every repeat their order is drawn anew. `threads` (1) is the
-    number of CPU threads. Raises InputError for benchmarks that are not prepared and for settings
-    that cannot work.
+    All models are loaded at once, on the GPU if there is one (or on `device`); in every repeat
+    their order is drawn anew. 2:4 sparse variants run on the GPU's kernels for them where
+    `sparse_kernels` is not off and it has them; every result says which and why. `threads` (1) is
+    the number of CPU threads. Raises InputError for benchmarks that are not prepared and for
+    settings that cannot work.
     """
     chosen = [get_benchmark(name) for name in benchmarks]
     records = {b.name: read_record(b.dataset, data_root) for b in chosen}
@@ -55,7 +58,7 @@ def measure_ttft(
     paths = {"dense": dense, **{name: path for name, path in variants.items() if name != "dense"}}
     digests = {name: checkpoint_digest(path) for name, path in paths.items()}
     with _threads(int(settings.get("threads") or 1)), kit.kit_environment(data_root):
-        models, preparer = _load(paths, settings)
+        models, preparer, kernels = _load(paths, settings)
         for benchmark in chosen:
             dataset = kit.build_dataset(benchmark.dataset)
             rows = _draw(len(dataset.data), settings.get("samples"), seed, benchmark.name)
@@ -87,6 +90,7 @@ def measure_ttft(
                     "device": _device_name(models["dense"].device),
                     "dtype": str(models["dense"].dtype).removeprefix("torch."),
                     "attention": settings.get("attention", "sdpa"),
+                    **kernels[name],
                     "threads": torch.get_num_threads(),
                     "fixture": records[benchmark.name]["fixture"],
                 }
@@ -94,14 +98,17 @@ def measure_ttft(
                 print(f"{model} {name} {benchmark.name}: {body['speedup']:.3f}x", flush=True)
 
 
-def _load(paths: dict[str, Path], settings: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    from interlace.decoder.load import load_model, load_processor
+def _load(
+    paths: dict[str, Path], settings: dict[str, Any]
+) -> tuple[dict[str, Any], Any, dict[str, dict[str, Any]]]:
+    """Return the models, who prepares their inputs, and what kernels each runs on."""
+    from interlace.decoder.load import default_device, load_model, load_processor
     from interlace.evaluation.model import LocalQwen3VL
+    from interlace.sparsity.kernels import use_sparse_kernels
 
     dtype, attention = settings.get("dtype", "float32"), settings.get("attention", "sdpa")
-    models = {
-        name: load_model(path, dtype=dtype, attention=attention) for name, path in paths.items()
-    }
+    device = default_device(settings)
+    models = {name: load_model(path, dtype, device, attention) for name, path in paths.items()}
     vocabulary = models["dense"].config.text_config.vocab_size
     for name, loaded in models.items():
         if loaded.config.text_config.vocab_size != vocabulary:
@@ -116,7 +123,9 @@ def _load(paths: dict[str, Path], settings: dict[str, Any]) -> tuple[dict[str, A
         min_pixels=settings.get("min_pixels"),
         max_pixels=settings.get("max_pixels"),
     )
-    return models, preparer
+    wanted = settings.get("sparse_kernels", "auto")
+    kernels = {name: use_sparse_kernels(loaded, wanted) for name, loaded in models.items()}
+    return models, preparer, kernels
 
 
 def _draw(rows: int, wanted: int | None, seed: int, name: str) -> list[int]:
@@ -205,7 +214,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _token_counts(inputs: dict[str, torch.Tensor], config: Any) -> dict[str, int]:
-    visual = int((inputs["input_ids"] == config.image_token_id).sum())
+    visual = int((inputs["input_ids"] == image_token_id(config)).sum())
     return {"visual_tokens": visual, "text_tokens": inputs["input_ids"].numel() - visual}
 
 

@@ -42,15 +42,20 @@ def build_samples_table(samples: Path, stem: Path, standin: Sequence[str]) -> No
     write_samples_table(samples, stem, standin)
 
 
-def build_figure2(
-    plan: Path, pack1: Path, pack3: Path, stem: Path, *, standin: Sequence[str], label: str
-) -> None:
-    """Write Figure 2, the roles of a plan over depth, as `stem`.svg, .pdf and .png."""
-    from interlace.reporting.figure_similarity import draw_figure2
-    from interlace.reporting.figures import write_figure
+def build_contact_sheets(samples: Path, out: Path, *, seed: int, standin: Sequence[str]) -> None:
+    """Write pages with a few samples of every subset as `out`/page01.png, ..."""
+    from interlace.reporting.contact_sheet import write_contact_sheets
 
-    figure = draw_figure2(read_json(plan), _pack(pack1), _pack(pack3), label, standin)
-    write_figure(figure, stem)
+    write_contact_sheets(samples, out, seed, standin)
+
+
+def build_figure2(plan: Path, stem: Path, *, standin: Sequence[str], label: str) -> None:
+    """Write Figure 2, the roles of a plan over depth, as `stem`.svg, .pdf and .png."""
+    from interlace.reporting.figure_plan import draw_plan
+    from interlace.reporting.figures import write_figure
+    from interlace.selection.plan import read_plan
+
+    write_figure(draw_plan(read_plan(plan), label, standin), stem)
 
 
 def build_figure3(files: Iterable[Path], stem: Path, *, standin: Sequence[str], label: str) -> None:

@@ -4,22 +4,14 @@ import re
 from dataclasses import dataclass
 
 from interlace.errors import InputError
+from interlace.selection import registry
 
-METHODS = {
-    "dense": "Dense",
-    "wanda_2_4": "Wanda 2:4",
-    "magnitude_2_4": "Magnitude 2:4",
-    "sleb": "SLEB",
-    "consecutive": "Consecutive",
-    "random": "Random",
-    "interlace_oa": "INTERLACE-OA",
-    "interlace_tn": "INTERLACE-TN",
-    "interlace": "INTERLACE",
-    "shortgpt": "ShortGPT",
-    "llm_streamline": "LLM-Streamline",
+LABELS = {
+    "dense": registry.METHODS["dense"].label,
+    **registry.TWO_FOUR,
+    **{name: method.label for name, method in registry.METHODS.items() if name != "dense"},
 }
-TUNING_NAMED = ("dense", "sleb")
-"""Methods whose plain name means "not fine-tuned" in the paper; tuned, they are called `-FT`."""
+"""Names of methods in the order of tables."""
 _VARIANT = re.compile(
     r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<ratio>\d+(?:\.\d+)?))?(?P<tuned>-ft)?", re.ASCII
 )
@@ -43,7 +35,8 @@ class Variant:
     def label(self) -> str:
         """The name in a table whose ratio is stated elsewhere."""
         name = method_label(self.method)
-        if self.method in TUNING_NAMED:
+        entry = registry.METHODS.get(self.method)
+        if entry is not None and entry.suffix_ft:
             return f"{name}-FT" if self.tuned else name
         if self.ratio is None:
             return f"{name} (tuned)" if self.tuned else name
@@ -51,9 +44,9 @@ class Variant:
 
     @property
     def order(self) -> tuple[int, str]:
-        """Sort key: the order of `METHODS`, unknown methods last."""
-        known = list(METHODS)
-        position = known.index(self.method) if self.method in METHODS else len(known)
+        """Sort key: the order of `LABELS`, unknown methods last."""
+        known = list(LABELS)
+        position = known.index(self.method) if self.method in LABELS else len(known)
         return position, self.id
 
 
@@ -70,7 +63,7 @@ def parse_variant(name: str) -> Variant:
 
 def method_label(method: str) -> str:
     """Return the paper's name of a method, or a readable form of an unknown one."""
-    return METHODS.get(method, method.replace("_", " "))
+    return LABELS.get(method, method.replace("_", " "))
 
 
 def model_label(key: str, models: dict[str, dict]) -> str:

@@ -31,6 +31,23 @@ def device_notes(results: Results) -> list[str]:
     return [f"TTFT of ours: on {', '.join(devices)}{samples if counts else ''}."]
 
 
+def kernel_notes(results: Results, model: str) -> list[str]:
+    """Say what kernels a model's timed 2:4 variants ran on: zeros save time on some only."""
+    timed = {
+        (timing.kernels, timing.kernels_reason)
+        for (key, variant), group in results.timings.items()
+        if key == model and variant.endswith("_2_4")
+        for timing in group.values()
+        if timing.kernels
+    }
+    names = {"dense": "dense kernels, which gain nothing from zeros"}
+    kernels = [
+        f"{names.get(name, 'the semi-structured kernels of torch')} ({reason})"
+        for name, reason in sorted(timed)
+    ]
+    return [f"TTFT of 2:4 variants: on {', '.join(kernels)}."] if kernels else []
+
+
 def cell_notes(table: Table) -> list[str]:
     """Explain the marks that stand in a table's cells and count what is missing."""
     cells = [table.cell(row, column) for row in table.rows for column in table.columns]

@@ -33,6 +33,7 @@ class Timing:
     """Time to first token of a variant beside dense on one benchmark; times in seconds.
 
     `dense` and `pruned` map `vision`, `decoder` and `total` to mean seconds (None if not measured).
+    `kernels` are those of the variant's decoder, dense or semi_structured, and `kernels_reason` why.
     """
 
     speedup: float
@@ -41,6 +42,8 @@ class Timing:
     num_samples: int | None = None
     fixture: bool = False
     device: str | None = None
+    kernels: str | None = None
+    kernels_reason: str | None = None
     dense: dict[str, float | None] = field(default_factory=dict)
     pruned: dict[str, float | None] = field(default_factory=dict)
 
@@ -157,6 +160,8 @@ def _timing(body: dict[str, Any], file: Path) -> Timing:
         num_samples=body.get("num_samples"),
         fixture=bool(body.get("fixture")),
         device=body.get("device"),
+        kernels=body.get("kernels"),
+        kernels_reason=body.get("kernels_reason"),
         **times,
     )
 

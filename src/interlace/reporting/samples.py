@@ -12,8 +12,15 @@ from interlace.io import read_json
 from interlace.reporting import standin
 from interlace.reporting.render import html_page, write_formats
 
-_NUMBERS = ("rows", "target", "drawn", "kept", "short", "calibration", "images")
+_NUMBERS = (
+    "rows", "target", "drawn", "kept", "records", "short", "cut", "calibration", "images",
+    "row_groups", "refused_shards", "bytes_fetched", "bytes_kept",
+)  # fmt: skip
 """Counts of samples.json in the order of the columns; those that a file lacks are left out."""
+
+_HEADINGS = {"bytes_fetched": "bytes fetched", "bytes_kept": "bytes kept"}
+_ONLY_IF_ANY = ("cut", "refused_shards")
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def write_samples_table(samples: Path, stem: Path, reasons: Sequence[str]) -> None:
@@ -29,31 +36,82 @@ def write_samples_table(samples: Path, stem: Path, reasons: Sequence[str]) -> No
     remarks = [
         *([f"The samples are a {standin.WORD}: {', '.join(reasons)}."] if reasons else []),
         "rows: in the source; target: to be kept; drawn: kept and rejected; short: target not met.",
+        *_remarks_on_source(body),
         *([f"Rule: {body['rule']}."] if body.get("rule") else []),
     ]
+    csv_head, csv_rows = _rows(body, plain=True)
     write_formats(
         stem,
         {
-            ".csv": _csv(head, rows, reasons),
+            ".csv": _csv(csv_head, csv_rows, reasons),
             ".md": _markdown(title, head, rows, remarks, reasons),
             ".html": html_page(title, reasons, _html(head, rows), remarks),
         },
     )
 
 
-def _rows(body: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows, a column per reason that rejected anything, the total last."""
+def _rows(body: dict[str, Any], plain: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows, a column per reason that rejected anything, the total last.
+
+    `plain`: bytes as they are, under the names of samples.json; else in kB, MB, ...
+    """
     total = body["total"]
-    numbers = [name for name in _NUMBERS if name in total]
+    numbers = [name for name in _NUMBERS if _says_something(name, total)]
     rejected = [reason for reason, count in total.get("rejected", {}).items() if count]
-    head = ["subset", *numbers, *(f"rejected: {reason}" for reason in rejected)]
+    titles = [name if plain else _HEADINGS.get(name, name) for name in numbers]
+    head = ["subset", *titles, *(f"rejected: {reason}" for reason in rejected)]
     rows = [
         [name]
-        + [str(counts.get(number, 0)) for number in numbers]
+        + [_number(counts.get(number, 0), number, plain) for number in numbers]
         + [str(counts.get("rejected", {}).get(reason, 0)) for reason in rejected]
         for name, counts in [*body["subsets"].items(), ("all subsets", total)]
     ]
     return head, rows
+
+
+def _says_something(name: str, total: dict[str, Any]) -> bool:
+    if name == "records":  # more than the rows that are kept in a domain set only
+        return name in total and total[name] != total.get("kept")
+    return name in total and (name not in _ONLY_IF_ANY or total[name] > 0)
+
+
+def _number(value: int, name: str, plain: bool) -> str:
+    return str(value) if plain or name not in _HEADINGS else _size(value)
+
+
+def _size(value: float) -> str:
+    """Return a number of bytes in the largest decimal unit that leaves at least 1 of it."""
+    for unit in _UNITS:
+        if value < 999.5 or unit == _UNITS[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if value >= 99.5 or unit == "B" else f"{value:.3g} {unit}"
+
+
+def _remarks_on_source(body: dict[str, Any]) -> list[str]:
+    """Return what is to be said of the bytes that were read and of where they came from."""
+    remarks = []
+    total = body["total"]
+    fetched, kept = total.get("bytes_fetched"), total.get("bytes_kept")
+    if fetched and kept:
+        planned = total.get("footer_bytes")
+        remarks.append(
+            f"bytes fetched: {_size(fetched)} of row groups, {fetched / kept:.2f} times what the "
+            "samples take on disk"
+            + (f"; the footers that the draw was planned from: {_size(planned)}" if planned else "")
+            + "."
+        )
+    if total.get("refused_shards"):
+        remarks.append(
+            f"refused_shards: {total['refused_shards']} that no row can be read from; samples.json "
+            "names them and says why."
+        )
+    where = body.get("address") or body.get("source")
+    if where:
+        revision = body.get("revision")
+        said = f", commit {revision}" if revision and revision not in where else ""
+        remarks.append(f"Source: {where}{said}.")
+    return remarks
 
 
 def _csv(head: list[str], rows: list[list[str]], reasons: Sequence[str]) -> str:

@@ -12,7 +12,13 @@ from interlace.reporting import averages
 from interlace.reporting.averages import Average
 from interlace.reporting.labels import Variant, method_label, model_label, parse_variant
 from interlace.reporting.layout import Cell, Column, Row, Table
-from interlace.reporting.notes import MODE_LABELS, cell_notes, device_notes, token_notes
+from interlace.reporting.notes import (
+    MODE_LABELS,
+    cell_notes,
+    device_notes,
+    kernel_notes,
+    token_notes,
+)
 from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
 from interlace.reporting.results import Results, Score
 
@@ -268,6 +274,7 @@ def _table2(sources: _Sources) -> Table:
         "the benchmarks; Dense is 1 by definition."
     )
     table.notes += device_notes(sources.results)
+    table.notes += kernel_notes(sources.results, sources.primary)
     return table
 
 

@@ -1,80 +1,87 @@
 """Similarity of the hidden state before and after every window of decoder layers, in one pass.
 
-Shapes: B samples, T tokens, D hidden size, W windows, 2 modalities (text, visual).
+Shapes: B samples, T tokens, N real tokens of a batch, D hidden size, L layers, W windows, R kept
+boundaries, 2 modalities (text, visual). Boundary l is the input of layer l; boundary L is the raw
+output of the last layer.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from interlace.data.chat import load_records
-from interlace.decoder.layers import decoder_layers
-from interlace.decoder.load import load_model, load_processor
-from interlace.errors import InputError
-from interlace.io import atomic_path, digest, folder_digest, write_json
-from interlace.provenance import stamp
-from interlace.scoring.batches import SampleBatches
+from interlace.decoder.layers import decoder_layers, image_token_id
+from interlace.scoring.store import window_list
 
 CONVENTION = (
     "cos(x, y) of float32 vectors, real tokens only; x is the input of the window's first layer, y "
     "the input of the layer after the window, which includes what DeepStack adds between the two; "
-    "after the last layer y is its raw output, before the final norm"
+    "after the last layer y is its raw output, before the final norm; angles are arccos of the "
+    "cosine at a sample's last real token, over pi"
 )
-SIZES = (1, 2, 3)
+_TINY = 1e-12  # a vector of zeros has cosine 0 with every other
 
 
-def window_list(num_layers: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return every (size, start), sizes as given and starts ascending; this is the W axis."""
-    return [(size, start) for size in sizes for start in range(num_layers - size + 1)]
-
-
-class WindowSums:
+class WindowRecorder:
     """Sums cosine similarities over tokens while a model runs, in a `with` block.
 
-    Hooks on the decoder layers see each layer's input; only as many of them as the longest window
-    has layers are held at a time. Nothing is copied off the device before `take`.
+    Hooks see each layer's input and the last one's raw output. The unit vectors of the last
+    `max_window` boundaries and the one at hand are kept, real tokens only, in float32 (float64 if
+    the model is), so that all windows ending at a boundary are one batched product. Nothing waits
+    for the device, and nothing is copied off it. In the block float32 products are real float32:
+    no TF32, no autocast.
     """
 
-    def __init__(self, model: torch.nn.Module, sizes: Sequence[int] = SIZES) -> None:
+    def __init__(self, model: torch.nn.Module, max_window: int) -> None:
+        self._model = model
         self._layers = decoder_layers(model)
-        self._windows = window_list(len(self._layers), sizes)
-        self._position = {window: i for i, window in enumerate(self._windows)}
-        self._sizes = sizes
-        self._handles: list[Any] = []
-        self._recent: dict[int, torch.Tensor] = {}
-        self._masks: torch.Tensor | None = None
-        self._sums: torch.Tensor | None = None
+        self._sizes = range(1, max_window + 1)
+        self._kept = max_window + 1
+        self._image_token_id = image_token_id(model.config)
+        self._device = model.device
+        depth = len(self._layers)
+        self.windows = window_list(depth, self._sizes)
+        # Where `_cosines` holds each window: the row of its end, the slot of its start.
+        places = [(start + size) * self._kept + start % self._kept for size, start in self.windows]
+        self._places_W = torch.tensor(places, device=self._device)
+        self._ring = torch.empty(0)
+        self._batch: _Batch | None = None
 
-    def start(self, masks_BT2: torch.Tensor) -> None:
-        """Prepare for a batch; `masks_BT2` is 1 where a real token is of the modality, else 0."""
-        self._masks = masks_BT2.float()
-        shape = (masks_BT2.shape[0], len(self._windows), 2)
-        self._sums = torch.zeros(shape, dtype=torch.float32, device=masks_BT2.device)
+    def start(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """Prepare for a batch, whose tensors are on the CPU; return its token counts (B, 2)."""
+        self._batch = _Batch(batch, self._image_token_id, self._device)
+        return self._batch.counts_B2
 
-    def take(self) -> torch.Tensor:
-        """Return the (B, W, 2) sums of the batch that ran since `start`, still on the device."""
-        assert self._sums is not None
-        sums, self._sums, self._masks = self._sums, None, None
-        self._recent.clear()
-        return sums
+    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sums (B, W, 2) and angles (B, W) of the batch that ran, still on the device."""
+        batch, self._batch = self._batch, None
+        assert batch is not None, "call start() before take()"
+        assert batch.cosines is not None, "the model did not run since start()"
+        rows = 2 * batch.num_samples
+        segments = torch.arange(rows, device=self._device)[:, None] == batch.segments_N
+        cosines = batch.cosines.flatten(1)
+        sums = (segments.to(cosines.dtype) @ cosines).index_select(1, self._places_W)
+        sums_BW2 = sums.view(batch.num_samples, 2, -1).transpose(1, 2)
+        last = batch.last_units  # (L+1, B, D)
+        angles = [_angle(last[: len(last) - size], last[size:]) for size in self._sizes]
+        return sums_BW2, torch.cat(angles).T
 
-    def __enter__(self) -> "WindowSums":
-        for index, layer in enumerate(self._layers):
-            self._handles.append(
-                layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
-            )
-        self._handles.append(self._layers[-1].register_forward_hook(self._after_last))
+    def __enter__(self) -> "WindowRecorder":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_real_float32(self._device.type))
+            for index, layer in enumerate(self._layers):
+                handle = layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.callback(self._layers[-1].register_forward_hook(self._after_last).remove)
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._exit.close()
+        self._ring = torch.empty(0)
 
     def _before(self, index: int) -> Any:
         def hook(_module: Any, args: tuple, kwargs: dict) -> None:
@@ -86,178 +93,121 @@ class WindowSums:
         self._see(len(self._layers), output[0] if isinstance(output, tuple) else output)
 
     def _see(self, boundary: int, hidden_BTD: torch.Tensor) -> None:
-        """Score every window that ends before layer `boundary`, whose input this is."""
-        assert self._sums is not None, "call start() before the model runs"
-        unit_BTD = torch.nn.functional.normalize(hidden_BTD.float(), dim=-1)
-        for size in self._sizes:
-            if (start := boundary - size) >= 0:
-                cosine_BT = (self._recent[start] * unit_BTD).sum(-1)
-                self._sums[:, self._position[size, start]] = torch.einsum(
-                    "bt,btm->bm", cosine_BT, self._masks
-                )
-        self._recent[boundary] = unit_BTD
-        self._recent.pop(boundary - max(self._sizes), None)
+        """Score every window that ends at `boundary`, where the hidden state is this."""
+        batch = self._batch
+        assert batch is not None, "call start() before the model runs"
+        hidden_ND = hidden_BTD.detach().reshape(-1, hidden_BTD.shape[-1])
+        if batch.real_N is not None:
+            hidden_ND = hidden_ND.index_select(0, batch.real_N)
+        dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
+        ring_RND = self._slots(hidden_ND.shape, dtype)
+        if batch.cosines is None:
+            num_tokens, last = len(hidden_ND), len(self._layers) + 1
+            batch.cosines = hidden_ND.new_zeros((num_tokens, last, self._kept), dtype=dtype)
+            width = hidden_ND.shape[1]
+            batch.last_units = hidden_ND.new_empty((last, batch.num_samples, width), dtype=dtype)
+        norm_N1 = torch.linalg.vector_norm(hidden_ND, dim=-1, keepdim=True, dtype=dtype)
+        unit_ND = ring_RND[boundary % self._kept]
+        torch.div(hidden_ND, norm_N1.clamp_min(_TINY), out=unit_ND)
+        torch.index_select(unit_ND, 0, batch.last_B, out=batch.last_units[boundary])
+        filled = min(boundary + 1, self._kept)
+        # A row times a matrix for each token: on the CPU several times as fast as the transpose.
+        product_N1R = torch.bmm(unit_ND.unsqueeze(1), ring_RND[:filled].permute(1, 2, 0))
+        batch.cosines[:, boundary, :filled] = product_N1R[:, 0]
+
+    def _slots(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """Return the ring (R, N, D), allocated anew only for a batch larger than any before."""
+        wanted = self._kept * shape.numel()
+        if self._ring.numel() < wanted or self._ring.dtype != dtype:
+            self._ring = torch.empty(0)  # let go of the old one first
+            self._ring = torch.empty(wanted, dtype=dtype, device=self._device)
+        return self._ring[:wanted].view(self._kept, *shape)
 
 
-def modality_masks(batch: dict[str, torch.Tensor], image_token_id: int | None) -> torch.Tensor:
-    """Return (B, T, 2): 1 where a real token is text, and where it stands for a piece of image."""
-    real = batch["attention_mask"].bool()
-    visual = batch["input_ids"] == (-1 if image_token_id is None else image_token_id)
-    return torch.stack([real & ~visual, real & visual], dim=-1)
+class _Batch:
+    """What the hooks need to know of a batch, computed on the CPU and sent without waiting."""
+
+    def __init__(
+        self, batch: dict[str, torch.Tensor], image_token: int | None, device: torch.device
+    ) -> None:
+        real_BT = batch["attention_mask"].bool()
+        visual_BT = (
+            torch.zeros_like(real_BT) if image_token is None else batch["input_ids"] == image_token
+        )
+        modalities = torch.stack([real_BT & ~visual_BT, real_BT & visual_BT], dim=-1)
+        self.counts_B2 = modalities.sum(1).double().numpy()
+        self.num_samples = len(real_BT)
+        samples = torch.arange(self.num_samples)[:, None]
+        segments_BT = 2 * samples + visual_BT
+        self.segments_N = send(segments_BT[real_BT], device)
+        self.last_B = send(real_BT.sum(1).cumsum(0) - 1, device)
+        index_N = real_BT.flatten().nonzero()[:, 0]
+        self.real_N = None if real_BT.all() else send(index_N, device)
+        self.cosines: torch.Tensor | None = None  # (N, L+1, R)
+        self.last_units: torch.Tensor = torch.empty(0)  # (L+1, B, D)
+
+
+def _angle(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return arccos(u . v) / pi of unit vectors; arccos itself loses all digits near 1."""
+    apart, together = (torch.linalg.vector_norm(x, dim=-1) for x in (u - v, u + v))
+    return 2 / math.pi * torch.atan2(apart, together)
+
+
+def send(value: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Return `value` on `device` without waiting for the copy."""
+    if device.type == "cuda":
+        value = value.pin_memory()
+    return value.to(device, dtype, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _real_float32(device_type: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.inference_mode()
 def window_sums(
-    model: torch.nn.Module,
-    batches: Iterator[dict[str, torch.Tensor]],
-    sizes: Sequence[int] = SIZES,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums (N, W, 2) and token counts (N, 2) in float64 over all samples of `batches`.
+    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]], max_window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sums (N, W, 2), token counts (N, 2) and angles (N, W) over all samples of `batches`.
 
-    The batches are what `interlace.data.collate` makes; `labels` are not used. No logits are made.
+    Float64 arrays; N counts samples here. The batches are what `interlace.data.collate` makes,
+    on the CPU; `labels` are not used. No logits are made. Windows as `window_list` orders them.
     """
-    image_token_id = getattr(model.config, "image_token_id", None)
-    sums, counts = [], []
-    with WindowSums(model, sizes) as recorder:
-        for batch in batches:
-            inputs = {key: v.to(model.device) for key, v in batch.items() if key != "labels"}
-            masks_BT2 = modality_masks(inputs, image_token_id)
-            recorder.start(masks_BT2)
-            model.base_model(**inputs, use_cache=False)
-            sums.append(recorder.take())
-            counts.append(masks_BT2.sum(1))
+    with WindowRecorder(model, max_window) as recorder:
+        return run_batches(model, batches, recorder)
+
+
+@torch.inference_mode()
+def run_batches(
+    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]], recorder: WindowRecorder
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Do what `window_sums` says, with a recorder that is in its `with` block."""
+    num_windows = len(recorder.windows)
+    counts = [np.zeros((0, 2))]
+    device = model.device
+    sums, angles = [torch.zeros((0, num_windows, 2), device=device)], []
+    angles.append(torch.zeros((0, num_windows), device=device))
+    for batch in batches:
+        counts.append(recorder.start(batch))
+        model.base_model(**to_model(batch, model), use_cache=False)
+        for results, result in zip((sums, angles), recorder.take(), strict=True):
+            results.append(result)
     # The only wait for the device.
-    return torch.cat(sums).double().cpu().numpy(), torch.cat(counts).double().cpu().numpy()
+    totals, turned = (torch.cat(results).double().cpu().numpy() for results in (sums, angles))
+    return totals, np.concatenate(counts), turned
 
 
-def score_windows(
-    model_path: str | Path,
-    samples: str | Path,
-    out_dir: str | Path,
-    settings: dict[str, Any],
-    *,
-    model_key: str,
-    seed: int,
-    config_digest: str | None = None,
-) -> None:
-    """Score all windows of the model on the calibration samples; write them to `out_dir`.
-
-    `settings`: `batch_size`, `max_length` (tokens; longer samples are cut at the end),
-    `min_pixels`, `max_pixels`, and optionally `sizes` (windows, 1, 2, 3), `dtype`, `device`,
-    `attention`. Writes `windows.parquet` (a row per sample and window: sums and token counts, text
-    and visual apart) and `pack<k>.json` (means over all samples). The model reads each sample
-    whole: user and assistant turns. Raises `InputError` where no sample can be encoded or a score
-    is not finite.
-    """
-    sizes = tuple(settings.get("sizes") or SIZES)
-    device = settings.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    records = load_records(samples, calibration_only=True)
-    model = load_model(
-        model_path,
-        settings.get("dtype") or "float32",
-        device,
-        settings.get("attention") or "sdpa",
-    )
-    num_layers = len(decoder_layers(model))
-    if max(sizes) > num_layers:
-        raise InputError(
-            f"scoring.sizes: {max(sizes)} layers in a window, the model has {num_layers}"
-        )
-    processor = load_processor(model_path, settings.get("min_pixels"), settings.get("max_pixels"))
-    source = SampleBatches(
-        records, processor, settings["batch_size"], settings.get("max_length"), "scoring.max_length"
-    )
-    sums, counts = window_sums(model, iter(source), sizes)
-    if not np.isfinite(sums).all():
-        bad = source.positions[int(np.argwhere(~np.isfinite(sums))[0, 0])]
-        raise InputError(
-            f"{model_path}: hidden states of sample {records.ids[bad]} are not finite; "
-            "use a wider dtype or check the weights"
-        )
-    order = np.argsort(source.positions)
-    kept = [source.positions[i] for i in order]
-    sums, counts = sums[order], counts[order]
-    provenance = stamp(
-        "scores",
-        config_digest=config_digest or digest(settings),
-        seed=seed,
-        num_samples=len(kept),
-        model_revision=folder_digest(model_path, "*.safetensors"),
-    )
-    windows = window_list(num_layers, sizes)
-    out_dir = Path(out_dir)
-    with atomic_path(out_dir / "windows.parquet") as partial:
-        ids, subsets = ([names[i] for i in kept] for names in (records.ids, records.subsets))
-        pq.write_table(window_table(ids, subsets, windows, sums, counts), partial)
-    for size in sizes:
-        body = {
-            "provenance": provenance,
-            "model": model_key,
-            "size": size,
-            "num_layers": num_layers,
-            "num_samples": len(kept),
-            "num_tokens": {"text": int(counts[:, 0].sum()), "visual": int(counts[:, 1].sum())},
-            "left_out": source.left_out,
-            "text": "whole conversations, user and assistant turns",
-            "convention": CONVENTION,
-            "windows": pack(size, windows, sums, counts),
-        }
-        write_json(out_dir / f"pack{size}.json", body)
-
-
-def window_table(
-    ids: Sequence[str],
-    subsets: Sequence[str],
-    windows: Sequence[tuple[int, int]],
-    sums: np.ndarray,
-    counts: np.ndarray,
-) -> pa.Table:
-    """Return a row per sample and window with the (N, W, 2) sums and the (N, 2) token counts."""
-    num_samples, num_windows = len(ids), len(windows)
-    sample = np.repeat(np.arange(num_samples), num_windows)
-    sizes, starts = np.array(windows, dtype=np.int16).T
-
-    def by_sample(values: Sequence[str]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(
-            sample.astype(np.int32), pa.array(values, pa.string())
-        )
-
-    return pa.table(
-        {
-            "id": by_sample(ids),
-            "subset": by_sample(subsets),
-            "size": np.tile(sizes, num_samples),
-            "start": np.tile(starts, num_samples),
-            "text_sum": sums[:, :, 0].reshape(-1),
-            "visual_sum": sums[:, :, 1].reshape(-1),
-            "text_tokens": counts[sample, 0].astype(np.int32),
-            "visual_tokens": counts[sample, 1].astype(np.int32),
-        }
-    )
-
-
-def pack(
-    size: int, windows: Sequence[tuple[int, int]], sums: np.ndarray, counts: np.ndarray
-) -> list[dict[str, Any]]:
-    """Return the means of every window of `size`, starts ascending.
-
-    `token_mean` is over all tokens of all samples (the paper's), `sample_mean` the mean over
-    samples of each one's token mean (the released code's); `text_mean` and `visual_mean` are over
-    the tokens of one modality, None where there is none.
-    """
-    result = []
-    for index, (window_size, start) in enumerate(windows):
-        if window_size != size:
-            continue
-        text, visual = sums[:, index, 0], sums[:, index, 1]
-        text_tokens, visual_tokens = counts.sum(0)
-        result.append(
-            {
-                "start": start,
-                "token_mean": float((text + visual).sum() / (text_tokens + visual_tokens)),
-                "sample_mean": float(((text + visual) / counts.sum(1)).mean()),
-                "text_mean": float(text.sum() / text_tokens) if text_tokens else None,
-                "visual_mean": float(visual.sum() / visual_tokens) if visual_tokens else None,
-            }
-        )
-    return result
+def to_model(batch: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the inputs of a batch on the model's device, pixels in its dtype; no labels."""
+    return {
+        key: send(value, model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+        if key != "labels"
+    }

@@ -1,12 +1,13 @@
 """What a method of choosing layers is given, and what it answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from interlace.selection.scores import ScoreTable
 
-READINGS = ("paper", "released")
+COSINE = "cosine similarity"
+RELATIVE_LOSS = "loss ÷ loss of dense"
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,10 @@ class Request:
     """The question a method answers: which `num_dropped` of `num_layers` layers (0-based) to drop.
 
     `reading` is `paper` or `released` (the authors' code, where it departs from the paper);
-    `protect` holds layers that are neither dropped nor tuned; `scores` and `removals` (SLEB's
-    layers in the order of removal) are None for a method that does not need them.
+    `protect` holds layers that are neither dropped nor tuned. None for a method that does not need
+    them: `scores`, `removals` (SLEB's layers in the order of removal) and `losses` (by layer: of
+    the model without it alone, or for SLEB without it and those removed before); `base_loss` is the
+    dense model's.
     """
 
     num_layers: int
@@ -25,32 +28,75 @@ class Request:
     protect: frozenset[int] = frozenset()
     scores: ScoreTable | None = None
     removals: Sequence[int] | None = None
+    losses: Mapping[int, float] | None = None
+    base_loss: float = 1.0
 
     def free(self) -> list[int]:
         """Return the layers that may be dropped or tuned."""
         return [layer for layer in range(self.num_layers) if layer not in self.protect]
 
+    def windows(self, size: int) -> dict[int, float]:
+        """Return start -> score of the windows that the reading considers, no protected layer in."""
+        assert self.scores is not None
+        return self.without_protected(self.scores.read(size, self.reading), size)
+
+    def without_protected(self, scores: Sequence[float | None], size: int = 1) -> dict[int, float]:
+        """Return start -> score of the windows of `size` that were scored and are not protected."""
+        return {
+            start: score
+            for start, score in enumerate(scores)
+            if score is not None and self.protect.isdisjoint(range(start, start + size))
+        }
+
 
 @dataclass
 class Choice:
-    """A method's answer. `triplets` in the order taken; `how_reached` says it in a sentence."""
+    """A method's answer; `how_reached` says it in a sentence.
+
+    `triplets` are windows in the order taken. `order` is the dropped layers in the order taken,
+    empty where there was none. `measures` are the scores that the choice went by (`measure`).
+    """
 
     drop: list[int]
     tune: list[int]
     how_reached: str
     triplets: list[dict[str, Any]] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    measures: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Method:
-    """An entry of the registry: `choose` and the results of other stages that it needs."""
+    """An entry of the registry: `choose`, its name in tables and what it needs of other stages.
+
+    `needs_scores`: windows.parquet; `needs_sleb`: sleb.json; `needs_losses`: block_losses.json;
+    `needs_ratio`: False where nothing is dropped. `suffix_ft`: a tuned variant is called `-FT`.
+    """
 
     choose: Callable[[Request], Choice]
     label: str
     needs_scores: bool = False
     needs_sleb: bool = False
+    needs_losses: bool = False
     needs_ratio: bool = True
+    suffix_ft: bool = False
+
+
+def measure(
+    name: str,
+    values: Mapping[int, float] | Sequence[float | None],
+    num_layers: int,
+    size: int = 1,
+    unit: str = COSINE,
+) -> dict[str, Any]:
+    """Return a measure as plans hold it: a value per window of `size` layers, by its first layer.
+
+    `values` maps starts to values, or lists them; a start without one gets None.
+    """
+    known = dict(values) if isinstance(values, Mapping) else dict(enumerate(values))
+    listed = [known.get(start) for start in range(num_layers - size + 1)]
+    return {"name": name, "unit": unit, "size": size, "values": listed}
 
 
 def tune_after(dropped: Sequence[int], request: Request) -> list[int]:

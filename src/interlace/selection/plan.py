@@ -1,7 +1,7 @@
 """The plan of a pruning: which decoder layers are dropped, tuned and frozen, and why."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, read_json, write_json, write_text
 from interlace.provenance import stamp
-from interlace.selection.method import READINGS, Request
+from interlace.selection.losses import Losses, read_losses, read_removals
+from interlace.selection.method import Request
 from interlace.selection.registry import METHODS
-from interlace.selection.scores import ScoreTable, read_scores
+from interlace.selection.scores import READINGS, ScoreTable, read_scores
 from interlace.selection.sheet import plan_sheet
 
 
@@ -21,7 +22,11 @@ class LayerPlan:
     """Layers by role, 0-based and ascending; the keys of `<plan id>.json`.
 
     `ratio` is the percentage asked for (None for dense), `num_dropped` the layers that it drops.
-    `triplets` holds, in the order taken, `{start, size, score, drop, tune, anchor}` of each window.
+    `triplets` holds, in the order taken, `{start, size, score, drop, tune, anchor}` of each window;
+    `order` the dropped layers in the order taken, empty where the method has none. `measures` are
+    the scores that the choice went by: `{name, unit, size, values}`, a value per window of `size`
+    layers by its first layer, None where it was not considered. `calibration` says what they were
+    measured on: text, modality, subsets, num_samples (None: nothing was measured).
     """
 
     model: str
@@ -35,12 +40,16 @@ class LayerPlan:
     reading: str
     seed: int
     how_reached: str
+    protect: list[int] = field(default_factory=list)
+    calibration: dict[str, Any] | None = None
     scores_digest: str | None = None
     triplets: list[dict[str, Any]] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    measures: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
-        """Raise ValueError unless every layer has exactly one role and the triplets agree."""
+        """Raise ValueError unless every layer has exactly one role and the rest agrees with it."""
         for role in ("drop", "tune", "freeze"):
             layers = getattr(self, role)
             if layers != sorted(set(layers)):
@@ -52,6 +61,10 @@ class LayerPlan:
             )
         if len(self.drop) != self.num_dropped:
             raise ValueError(f"{len(self.drop)} layers in `drop`, num_dropped {self.num_dropped}")
+        if not set(self.protect) <= set(self.freeze):
+            raise ValueError("a protected layer is dropped or tuned")
+        if self.order and sorted(self.order) != self.drop:
+            raise ValueError(f"`order` {self.order} is not `drop` in another order")
         seen: set[int] = set()
         for entry in self.triplets:
             window = set(range(entry["start"], entry["start"] + entry["size"]))
@@ -61,6 +74,20 @@ class LayerPlan:
             roles = {entry["drop"], entry["tune"], entry["anchor"]} - {None}
             if roles != window or entry["drop"] not in self.drop or entry["tune"] not in self.tune:
                 raise ValueError(f"the roles of the window at {entry['start']} contradict the plan")
+        for measure in self.measures:
+            if len(measure["values"]) != self.num_layers - measure["size"] + 1:
+                raise ValueError(f"measure `{measure['name']}` is not of {self.num_layers} layers")
+
+    def roles(self) -> list[str]:
+        """Return `drop`, `tune`, `anchor` (frozen third of a triplet) or `freeze` by layer."""
+        roles = ["freeze"] * self.num_layers
+        for entry in self.triplets:
+            if entry["anchor"] is not None:
+                roles[entry["anchor"]] = "anchor"
+        for role in ("drop", "tune"):
+            for layer in getattr(self, role):
+                roles[layer] = role
+        return roles
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able keys."""
@@ -72,7 +99,9 @@ class LayerPlan:
 
         Raises ValueError, TypeError or KeyError for a body that is not a plan.
         """
-        plan = cls(**{f.name: body[f.name] for f in fields(cls)})
+        required = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
+        known = [f.name for f in fields(cls) if f.name in required or f.name in body]
+        plan = cls(**{name: body[name] for name in known})
         plan.validate()
         return plan
 
@@ -103,17 +132,20 @@ def make_plan(
     protect: Iterable[int] = (),
     seed: int = 0,
     removals: Sequence[int] | None = None,
+    losses: Mapping[int, float] | None = None,
+    base_loss: float = 1.0,
     num_deepstack: int = 0,
 ) -> LayerPlan:
     """Return the plan of `method` at `ratio` percent.
 
-    `removals` are SLEB's layers in the order of removal. `num_deepstack` is the number of leading
-    decoder positions after which the model adds visual features: dropping one of those layers is
-    warned of. Raises `InputError` for an unknown method or reading, a ratio that drops none or
-    more than a third, protected layers that do not exist or leave too few, and missing scores.
+    `scores`, `removals`, `losses` and `base_loss` are what a `Request` holds. `num_deepstack` is
+    the number of leading decoder positions after which the model adds visual features: dropping
+    one of those layers is warned of. Raises `InputError` for an unknown method or reading, a ratio
+    that drops none or more than a third, protected layers that do not exist or leave too few, and
+    missing scores.
     """
     if method not in METHODS:
-        raise InputError(f"experiments.methods: `{method}` is none of {', '.join(METHODS)}")
+        raise InputError(f"experiments.method: `{method}` is none of {', '.join(METHODS)}")
     if reading not in READINGS:
         raise InputError(f"plan.reading: `{reading}` is none of {', '.join(READINGS)}")
     protected = frozenset(protect)
@@ -122,15 +154,21 @@ def make_plan(
         raise InputError(
             f"plan.protect: layer {unknown[0]} is none of 0..{num_layers - 1} (layers count from 0)"
         )
-    entry = METHODS[method]
-    if entry.needs_scores and scores is None:
-        raise InputError(f"{method}: needs similarity scores; run the stage `scores` first")
-    if entry.needs_sleb and removals is None:
-        raise InputError(f"{method}: needs sleb.json; run the stage `scores` first")
+    chosen = METHODS[method]
+    needed = (
+        (chosen.needs_scores, scores, "similarity scores"),
+        (chosen.needs_sleb, removals, "sleb.json"),
+        (chosen.needs_losses, losses, "block_losses.json"),
+    )
+    for needs, given, name in needed:
+        if needs and given is None:
+            raise InputError(f"{method}: needs {name}; run the stage `scores` first")
     if scores is not None and scores.num_layers != num_layers:
         raise InputError(f"scores of {scores.num_layers} layers for a model of {num_layers}")
+    if chosen.needs_losses and sorted(losses or {}) != list(range(num_layers)):
+        raise InputError(f"losses of {len(losses or {})} layers for a model of {num_layers}")
     count = 0
-    if entry.needs_ratio:
+    if chosen.needs_ratio:
         if ratio is None:
             raise InputError(f"experiments.ratios: {method} needs a ratio")
         count = num_dropped(ratio, num_layers)
@@ -139,24 +177,19 @@ def make_plan(
             f"plan.protect: {len(protected)} protected layers leave too few of {num_layers} to drop "
             f"{count} and tune {count}"
         )
-    request = Request(num_layers, count, reading, seed, protected, scores, removals)
-    choice = entry.choose(request)
+    choice = chosen.choose(
+        Request(num_layers, count, reading, seed, protected, scores, removals, losses, base_loss)
+    )
     drop, tune = sorted(choice.drop), sorted(choice.tune)
-    how = choice.how_reached
-    if entry.needs_scores and reading == "released":
-        how += "; scores are of whole conversations, where the released code reads the first prompt"
-    moved = [layer for layer in drop if layer < num_deepstack]
-    warnings = list(choice.warnings)
-    if moved:
-        warnings.append(
-            f"DeepStack adds visual features after decoder positions 0..{num_deepstack - 1} by "
-            f"position; dropping layer {', '.join(map(str, moved))} makes them enter after other "
-            "layers than in the dense model (plan.protect keeps a layer)"
-        )
+    how, calibration = choice.how_reached, None
+    if scores is not None and chosen.needs_scores:
+        calibration = scores.calibration
+        if reading == "released" and calibration.get("text") == "conversation":
+            how += "; scores are of whole conversations, where the released code reads the first prompt"
     plan = LayerPlan(
         model=model,
         method=method,
-        ratio=ratio if entry.needs_ratio else None,
+        ratio=ratio if chosen.needs_ratio else None,
         num_layers=num_layers,
         num_dropped=len(drop),
         drop=drop,
@@ -165,90 +198,84 @@ def make_plan(
         reading=reading,
         seed=seed,
         how_reached=how,
-        scores_digest=scores.digest if scores is not None and entry.needs_scores else None,
+        protect=sorted(protected),
+        calibration=calibration,
+        scores_digest=scores.digest if scores is not None and chosen.needs_scores else None,
         triplets=choice.triplets,
-        warnings=warnings,
+        order=choice.order,
+        measures=choice.measures,
+        warnings=[*choice.warnings, *_deepstack_warning(drop, num_deepstack)],
     )
     plan.validate()
     return plan
 
 
+def _deepstack_warning(drop: Sequence[int], num_deepstack: int) -> list[str]:
+    moved = [layer for layer in drop if layer < num_deepstack]
+    if not moved:
+        return []
+    return [
+        f"DeepStack adds visual features after decoder positions 0..{num_deepstack - 1} by "
+        f"position; dropping layer {', '.join(map(str, moved))} makes them enter after other "
+        "layers than in the dense model (plan.protect keeps a layer)"
+    ]
+
+
 def write_plan(
     method: str,
     ratio: float | None,
-    scores_dir: str | Path | None,
-    sleb: str | Path | None,
     base_config: str | Path,
     out: str | Path,
     settings: dict[str, Any],
     *,
     model_key: str,
     seed: int,
+    windows: str | Path | None = None,
+    sleb: str | Path | None = None,
+    losses: str | Path | None = None,
     config_digest: str | None = None,
     sheet: str | Path | None = None,
 ) -> LayerPlan:
     """Write the plan to `out` (JSON) and its sheet to `sheet` (default: beside it, `.md`).
 
-    `scores_dir` holds `pack1.json` ..., `sleb` is SLEB's `sleb.json`; either may be None where the
-    method does not need it. `settings`: `reading` and `protect`. Loads no torch.
+    `windows` (windows.parquet), `sleb` (sleb.json) and `losses` (block_losses.json) are read where
+    given; the method says which it needs. `settings`: `reading`, `protect`, `modality`, `subsets`.
+    Loads no torch.
     """
-    layers = decoder.num_layers(base_config)
-    reading = settings.get("reading", "paper")
-    if reading not in READINGS:
-        raise InputError(f"plan.reading: `{reading}` is none of {', '.join(READINGS)}")
-    scores = removals = None
-    if scores_dir is not None:
-        scores = read_scores(scores_dir, reading, model_key, layers)
-    digest_of = None
-    if method in METHODS and METHODS[method].needs_sleb and sleb is not None:
-        removals, digest_of = _read_removals(Path(sleb), model_key, layers)
+    depth = decoder.num_layers(base_config)
+    scores = None
+    if windows is not None:
+        modality, subsets = settings.get("modality") or "all", settings.get("subsets")
+        scores = read_scores(windows, model_key, depth, modality, subsets)
+    found: Losses | None = None
+    if sleb is not None:
+        found = read_removals(sleb, model_key, depth)
+    elif losses is not None:
+        found = read_losses(losses, model_key, depth)
     plan = make_plan(
         method,
         ratio,
         scores,
-        num_layers=layers,
+        num_layers=depth,
         model=model_key,
-        reading=reading,
+        reading=settings.get("reading", "paper"),
         protect=settings.get("protect") or (),
         seed=seed,
-        removals=removals,
+        removals=None if sleb is None or found is None else list(found.by_layer),
+        losses=None if found is None else found.by_layer,
+        base_loss=1.0 if found is None else found.base_loss,
         num_deepstack=decoder.num_deepstack(base_config),
     )
-    if digest_of is not None:
-        plan.scores_digest = digest_of
+    if found is not None:
+        plan.scores_digest, plan.calibration = found.digest, found.calibration
     source = Path(base_config) / "source.json"
     provenance = stamp(
         "plan",
         config_digest=config_digest or digest([method, ratio, settings]),
         seed=seed,
-        num_samples=_num_samples(scores_dir, sleb),
+        num_samples=plan.calibration["num_samples"] if plan.calibration else None,
         model_revision=read_json(source)["resolved"] if source.is_file() else None,
     )
-    write_text(sheet or Path(out).with_suffix(".md"), plan_sheet(plan, scores))
+    write_text(sheet or Path(out).with_suffix(".md"), plan_sheet(plan))
     write_json(out, {"provenance": provenance, **plan.to_dict()})
     return plan
-
-
-def _num_samples(scores_dir: str | Path | None, sleb: str | Path | None) -> int | None:
-    """Return how many calibration samples stand behind the plan; None where none do."""
-    path = Path(scores_dir) / "pack1.json" if scores_dir is not None else sleb
-    if path is None:
-        return None
-    return (read_json(path).get("provenance") or {}).get("num_samples")
-
-
-def _read_removals(path: Path, model: str, num_layers: int) -> tuple[list[int], str]:
-    body = read_json(path)
-    try:
-        found = (body["model"], body["num_layers"])
-        removals = [int(removal["layer"]) for removal in body["removals"]]
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: not a result of SLEB's search ({error!r}); search again"
-        ) from None
-    if found != (model, num_layers):
-        raise InputError(
-            f"{path}: a search on {found[0]}, {found[1]} layers; needed is {model}, {num_layers}: "
-            "search again"
-        )
-    return removals, digest(body["removals"])

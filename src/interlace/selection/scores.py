@@ -1,84 +1,208 @@
 """The similarity scores that a plan is made from: one number per window of layers."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from interlace.errors import InputError
-from interlace.io import digest, read_json
+from interlace.io import digest
 
-MEANS = {"paper": "token_mean", "released": "sample_mean"}
-SIZES = (1, 2, 3)
+if TYPE_CHECKING:  # the store reads Parquet, which a planner without a file does without
+    import numpy as np
+
+    from interlace.scoring.store import Windows
+
+Means = Mapping[int, Sequence[float | None]]
+READINGS = ("paper", "released")
+_COLUMNS = {"all": [0, 1], "text": [0], "visual": [1]}
+MODALITIES = tuple(_COLUMNS)
 
 
 @dataclass(frozen=True)
 class ScoreTable:
     """Mean cosine similarity of the hidden state before and after each window of layers.
 
-    `packs[k][i]` is the score of layers i..i+k-1 (0-based); all starts 0..L-k are there.
+    `token_means[k][i]` is the mean over all tokens for layers i..i+k-1 (0-based), `sample_means`
+    the mean over samples of each one's token mean; all starts 0..L-k are there, None for a window
+    that was not measured. `token_means` is None where token counts are unknown (imported scores).
+    `calibration` says what was measured: text, modality, subsets, num_samples. `source` names the
+    file in messages.
     """
 
     num_layers: int
-    packs: dict[int, list[float]]
+    token_means: Means | None
+    sample_means: Means
     digest: str | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+    source: str = "scores"
 
     def __post_init__(self) -> None:
-        for size, scores in self.packs.items():
-            if len(scores) != self.num_layers - size + 1:
-                raise InputError(
-                    f"pack-{size} has {len(scores)} windows; {self.num_layers} layers have "
-                    f"{self.num_layers - size + 1}"
-                )
-            for start, score in enumerate(scores):
-                if not isinstance(score, int | float) or not math.isfinite(score):
-                    raise InputError(f"pack-{size}: the score of window {start} is {score}")
+        for means in (self.token_means or {}, self.sample_means):
+            for size, scores in means.items():
+                if len(scores) != self.num_layers - size + 1:
+                    raise InputError(
+                        f"{self.source}: {len(scores)} windows of {size} layers; {self.num_layers} "
+                        f"layers have {self.num_layers - size + 1}: score this model again"
+                    )
+                for start, score in enumerate(scores):
+                    if score is not None and not math.isfinite(score):
+                        raise InputError(
+                            f"{self.source}: the score of layers {start}..{start + size - 1} is "
+                            f"{score}; score this model again"
+                        )
 
-    def windows(
-        self, size: int, reading: str, protect: frozenset[int] = frozenset()
-    ) -> dict[int, float]:
-        """Return start -> score of the windows of `size` that `reading` considers.
+    def tokens(self, size: int, *, last: bool = True) -> list[float | None]:
+        """Return the token means of the windows of `size` by start; None without the `last` layer.
 
-        `paper` considers every window; `released` stops one short, so that the last layer is in
-        none. Windows that hold a layer of `protect` are left out.
+        Raises `InputError` where token counts are unknown or windows of `size` were not measured.
         """
-        scores = self.packs[size]
-        last = len(scores) - (reading == "released")
-        return {
-            start: scores[start]
-            for start in range(last)
-            if protect.isdisjoint(range(start, start + size))
-        }
-
-
-def read_scores(folder: str | Path, reading: str, model: str, num_layers: int) -> ScoreTable:
-    """Read `pack1.json`, `pack2.json` and `pack3.json` of `folder`.
-
-    `paper` takes the mean over all tokens, `released` the mean over samples of their token means.
-    Raises `InputError` for scores of another model or depth, missing windows and NaN.
-    """
-    packs: dict[int, list[float]] = {}
-    contents = []
-    for size in SIZES:
-        path = Path(folder) / f"pack{size}.json"
-        body = read_json(path)
-        try:
-            found = (body["model"], body["num_layers"], body["size"])
-            windows = {window["start"]: window[MEANS[reading]] for window in body["windows"]}
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a score file ({error!r}); score again") from None
-        if found != (model, num_layers, size):
+        if self.token_means is None:
             raise InputError(
-                f"{path}: scores of {found[0]}, {found[1]} layers, pack-{found[2]}; needed are "
-                f"{model}, {num_layers} layers, pack-{size}: score this model again"
+                f"{self.source}: imported scores have no token counts, which plan.reading `paper` "
+                "weighs by; set plan.reading: released, or measure (models.<key>.scores: null)"
             )
-        missing = sorted(set(range(num_layers - size + 1)) - set(windows))
-        if missing:
-            raise InputError(f"{path}: window {missing[0]} is missing; score this model again")
-        packs[size] = [windows[start] for start in range(num_layers - size + 1)]
-        for start, score in enumerate(packs[size]):
-            if not isinstance(score, int | float) or not math.isfinite(score):
+        return self._by_start(self.token_means, size, last)
+
+    def samples(self, size: int, *, last: bool = True) -> list[float | None]:
+        """Return the means over samples of the windows of `size`, as `tokens` does."""
+        return self._by_start(self.sample_means, size, last)
+
+    def read(self, size: int, reading: str) -> list[float | None]:
+        """Return the scores that `reading` goes by, None for a window it does not consider.
+
+        `paper`: the mean over all tokens, every window. `released`: the mean over samples; windows
+        stop one short, so that the last layer is in none.
+        """
+        if reading == "released":
+            return self.samples(size, last=False)
+        return self.tokens(size)
+
+    def _by_start(self, means: Means, size: int, last: bool) -> list[float | None]:
+        if size not in means:
+            sizes = sorted(means)
+            raise InputError(
+                f"{self.source}: holds windows of {sizes[0]} to {sizes[-1]} layers, needed are those "
+                f"of {size}; set scoring.max_window to {size} or more and score this model again"
+            )
+        scores = list(means[size]) if last else [*means[size][:-1], None]
+        for start, score in enumerate(scores):
+            if score is None and (last or start + size < self.num_layers):
                 raise InputError(
-                    f"{path}: {MEANS[reading]} of window {start} is {score}; score this model again"
+                    f"{self.source}: layers {start}..{start + size - 1} were not measured; score "
+                    "this model again (imported scores: set models.<key>.scores to null)"
                 )
-        contents.append(body["windows"])
-    return ScoreTable(num_layers, packs, digest(contents))
+        return scores
+
+
+def read_scores(
+    path: str | Path,
+    model: str,
+    num_layers: int,
+    modality: str = "all",
+    subsets: Sequence[str] | None = None,
+) -> ScoreTable:
+    """Read `windows.parquet`; `modality` and `subsets` choose the tokens and samples to go by.
+
+    `modality`: `all` tokens, or those of `text` or `visual` alone; samples that have none of them
+    are left out. `subsets`: names of the dataset's subsets; None for every one. The sums are exact
+    (`math.fsum`), so that the order of the rows does not matter. Raises `InputError` for scores of
+    another model or depth, NaN, a missing window, and where no sample is left.
+    """
+    from interlace.scoring.store import read_windows
+
+    found = read_windows(path)
+    name = str(path)
+    if (found.info["model"], found.info["num_layers"]) != (model, num_layers):
+        raise InputError(
+            f"{name}: scores of {found.info['model']}, {found.info['num_layers']} layers; needed "
+            f"are {model}, {num_layers} layers: score this model again"
+        )
+    counted = bool(found.info["counts_known"])
+    if modality not in MODALITIES:
+        raise InputError(f"plan.modality: `{modality}` is none of {', '.join(MODALITIES)}")
+    if modality != "all" and not counted:
+        raise InputError(
+            f"plan.modality: {name} holds imported scores, which do not tell {modality} tokens "
+            "apart; set plan.modality: all, or measure (models.<key>.scores: null)"
+        )
+    rows, columns = _rows(found, subsets, name), _COLUMNS[modality]
+    sums_NW = found.sums[rows][:, :, columns].sum(2)
+    counts_N = found.counts[rows][:, columns].sum(1)
+    sums_NW, counts_N = sums_NW[counts_N > 0], counts_N[counts_N > 0]
+    if not len(counts_N):
+        raise InputError(
+            f"plan.modality: {name} holds no sample with {modality} tokens; set plan.modality: all"
+        )
+    _check_finite(found.windows, sums_NW, counted, name)
+    token_means, sample_means = _means(found.windows, num_layers, sums_NW, counts_N)
+    calibration = {
+        "text": found.info["text"],
+        "modality": modality,
+        "subsets": None if subsets is None else sorted(subsets),
+        "num_samples": len(counts_N),
+    }
+    return ScoreTable(
+        num_layers,
+        token_means if counted else None,
+        sample_means,
+        digest([calibration, _listed(token_means), _listed(sample_means)]),
+        calibration,
+        name,
+    )
+
+
+def _rows(found: "Windows", subsets: Sequence[str] | None, name: str) -> list[int]:
+    """Return the rows of `subsets`; `InputError` for a subset that no sample is of."""
+    if subsets is not None:
+        missing = sorted(set(subsets) - set(found.subsets))
+        if missing or not subsets:
+            known = sorted(set(found.subsets))
+            more = ", ..." if len(known) > 8 else ""
+            raise InputError(
+                f"plan.subsets: {name} holds no sample of `{missing[0] if missing else ''}`; it has "
+                f"{', '.join(known[:8])}{more}"
+            )
+    return [row for row, subset in enumerate(found.subsets) if subsets is None or subset in subsets]
+
+
+def _check_finite(
+    windows: Sequence[tuple[int, int]], sums_NW: "np.ndarray", counted: bool, name: str
+) -> None:
+    """Refuse NaN and infinity; imported scores may lack a window in every sample (all NaN)."""
+    import numpy as np
+
+    bad_NW = ~np.isfinite(sums_NW)
+    if not counted:
+        bad_NW &= ~np.isnan(sums_NW).all(0)
+    if bad_NW.any():
+        row, column = map(int, np.argwhere(bad_NW)[0])
+        size, start = windows[column]
+        raise InputError(
+            f"{name}: the score of layers {start}..{start + size - 1} is {sums_NW[row, column]} in "
+            "a sample; score this model again"
+        )
+
+
+def _means(
+    windows: Sequence[tuple[int, int]],
+    num_layers: int,
+    sums_NW: "np.ndarray",
+    counts_N: "np.ndarray",
+) -> tuple[dict[int, list[float | None]], dict[int, list[float | None]]]:
+    num_tokens, num_samples = math.fsum(counts_N), len(counts_N)
+    token_means: dict[int, list[float | None]] = {}
+    sample_means: dict[int, list[float | None]] = {}
+    for column, (size, start) in enumerate(windows):
+        for means in (token_means, sample_means):
+            means.setdefault(size, [None] * (num_layers - size + 1))
+        sums_N = sums_NW[:, column]
+        if not math.isnan(sums_N[0]):
+            token_means[size][start] = math.fsum(sums_N.tolist()) / num_tokens
+            sample_means[size][start] = math.fsum((sums_N / counts_N).tolist()) / num_samples
+    return token_means, sample_means
+
+
+def _listed(means: Means) -> list[Any]:
+    return sorted([size, list(scores)] for size, scores in means.items())

@@ -1,8 +1,8 @@
 """A plan as a page that a person reads: roles over depth, the order taken, scores, warnings."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from interlace.selection.scores import ScoreTable
+from interlace.selection.registry import METHODS
 
 if TYPE_CHECKING:
     from interlace.selection.plan import LayerPlan
@@ -10,56 +10,139 @@ if TYPE_CHECKING:
 SYMBOLS = {"drop": "x", "tune": "T", "anchor": "a", "freeze": "."}
 
 
-def plan_sheet(plan: "LayerPlan", scores: ScoreTable | None = None) -> str:
-    """Return the Markdown sheet of `plan`; with `scores`, each layer's similarities beside it."""
-    roles = layer_roles(plan)
+def plan_sheet(plan: "LayerPlan") -> str:
+    """Return the Markdown sheet of `plan`."""
+    roles = plan.roles()
     ratio = "" if plan.ratio is None else f" at {plan.ratio:g} %"
+    known = METHODS.get(plan.method)
     lines = [
-        f"# Plan: {plan.method}{ratio}, {plan.model or 'unnamed model'}",
+        f"# Plan: {known.label if known else plan.method}{ratio}, {plan.model or 'unnamed model'}",
         "",
+        f"- method `{plan.method}`, reading `{plan.reading}`, seed {plan.seed}",
         f"- {plan.num_dropped} of {plan.num_layers} layers dropped: {_list(plan.drop)}",
         f"- {len(plan.tune)} tuned: {_list(plan.tune)}",
-        f"- {len(plan.freeze)} frozen",
+        f"- {len(plan.freeze)} frozen, {_anchors(roles)}protected: {_list(plan.protect)}",
         f"- how: {plan.how_reached}",
-        f"- reading `{plan.reading}`, seed {plan.seed}, scores `{plan.scores_digest or 'none'}`",
+        f"- scores: {_calibration(plan)}",
         *(f"- **warning**: {warning}" for warning in plan.warnings),
         "",
         "Depth, layer 0 first (x dropped, T tuned, a anchor, . frozen):",
         "",
         f"    {' '.join(_strip(roles, 10))}",
         "",
+        *_windows(plan),
+        *_order(plan),
+        *_layers(plan, roles),
     ]
-    if plan.triplets:
-        lines += ["## Windows in the order taken", ""]
-        lines += ["| | layers | score | dropped | tuned | anchor |", "|---|---|---|---|---|---|"]
-        for number, entry in enumerate(plan.triplets, 1):
-            layers = f"{entry['start']}..{entry['start'] + entry['size'] - 1}"
-            anchor = "–" if entry["anchor"] is None else entry["anchor"]
-            lines.append(
-                f"| {number} | {layers} | {entry['score']:.6f} | {entry['drop']} | {entry['tune']} "
-                f"| {anchor} |"
-            )
-        lines.append("")
-    lines += ["## Every layer", ""]
-    lines += ["| layer | role | S layer | S triplet from here |", "|---|---|---|---|"]
-    for layer, role in enumerate(roles):
-        lines.append(
-            f"| {layer} | {role} | {_score(scores, 1, layer)} | {_score(scores, 3, layer)} |"
-        )
     return "\n".join(lines) + "\n"
 
 
-def layer_roles(plan: "LayerPlan") -> list[str]:
-    """Return `drop`, `tune`, `anchor` or `freeze` for every layer."""
-    roles = ["freeze"] * plan.num_layers
-    for entry in plan.triplets:
-        if entry["anchor"] is not None:
-            roles[entry["anchor"]] = "anchor"
-    for layer in plan.drop:
-        roles[layer] = "drop"
-    for layer in plan.tune:
-        roles[layer] = "tune"
-    return roles
+def _windows(plan: "LayerPlan") -> list[str]:
+    """List the windows taken, then those of a higher score than the last of them that were not."""
+    if not plan.triplets:
+        return []
+    lines = ["## Windows in the order taken", ""]
+    lines += _header(("", "layers", "score", "rank", "dropped", "tuned", "anchor"))
+    ranks = {m["size"]: _ranks(m["values"]) for m in plan.measures}
+    for number, entry in enumerate(plan.triplets, 1):
+        rank = ranks.get(entry["size"], {}).get(entry["start"], "–")
+        anchor = "–" if entry["anchor"] is None else entry["anchor"]
+        span = _span(entry["start"], entry["size"])
+        lines.append(
+            f"| {number} | {span} | {entry['score']:.6f} | {rank} | {entry['drop']} "
+            f"| {entry['tune']} | {anchor} |"
+        )
+    return [*lines, "", *_passed_over(plan)]
+
+
+def _passed_over(plan: "LayerPlan") -> list[str]:
+    """List the triplets that score higher than the lowest one taken and were not taken."""
+    taken = {e["start"]: e["score"] for e in plan.triplets if e["size"] == 3}
+    measure = next((m for m in plan.measures if m["size"] == 3), None)
+    if measure is None or not taken:
+        return []
+    by_layer = {
+        layer: number
+        for number, entry in enumerate(plan.triplets, 1)
+        for layer in range(entry["start"], entry["start"] + entry["size"])
+    }
+    rows = []
+    for start, rank in _ranks(measure["values"]).items():
+        score = measure["values"][start]
+        if start not in taken and score > min(taken.values()):
+            numbers = sorted({by_layer[i] for i in range(start, start + 3) if i in by_layer})
+            shares = ", ".join(map(str, numbers)) or "none"
+            rows.append(f"| {rank} | {_span(start, 3)} | {score:.6f} | {shares} |")
+    if not rows:
+        return []
+    lines = ["Triplets of a higher score than the lowest taken, passed over:", ""]
+    return [*lines, *_header(("rank", "layers", "score", "shares layers with no.")), *rows, ""]
+
+
+def _order(plan: "LayerPlan") -> list[str]:
+    if plan.triplets or not plan.order:
+        return []
+    return [f"Dropped in the order taken: {_list(plan.order)}", ""]
+
+
+def _layers(plan: "LayerPlan", roles: list[str]) -> list[str]:
+    """Give every layer's role and each measure of the window that starts there, with its rank."""
+    names = [f"{m['name']} (rank)" for m in plan.measures]
+    lines = ["## Every layer", ""]
+    if any(m["size"] > 1 for m in plan.measures):
+        lines += ["A window of several layers stands in the row of its first.", ""]
+    lines += _header(("layer", "role", *names))
+    ranks = [_ranks(m["values"], highest=_high_is_taken(m)) for m in plan.measures]
+    for layer, role in enumerate(roles):
+        cells = [
+            _cell(measure["values"], by_rank, layer)
+            for measure, by_rank in zip(plan.measures, ranks, strict=True)
+        ]
+        role = "freeze, protected" if layer in plan.protect else role
+        lines.append(" | ".join([f"| {layer}", role, *cells]) + " |")
+    return lines
+
+
+def _high_is_taken(measure: dict[str, Any]) -> bool:
+    return "cosine similarity" in measure["unit"]
+
+
+def _ranks(values: list[float | None], highest: bool = True) -> dict[int, int]:
+    """Return start -> rank from 1 of the values that are there, in the order of rank."""
+    sign = -1 if highest else 1
+    known = {start: value for start, value in enumerate(values) if value is not None}
+    ordered = sorted(known, key=lambda start: (sign * known[start], start))
+    return {start: rank for rank, start in enumerate(ordered, 1)}
+
+
+def _cell(values: list[float | None], ranks: dict[int, int], start: int) -> str:
+    if start not in ranks:
+        return "–"
+    return f"{values[start]:.6f} ({ranks[start]})"
+
+
+def _calibration(plan: "LayerPlan") -> str:
+    if plan.calibration is None:
+        return "none"
+    about = plan.calibration
+    subsets = "all subsets" if about["subsets"] is None else ", ".join(about["subsets"])
+    return (
+        f"{about['num_samples']} samples of {subsets}, {about['modality']} tokens, digest "
+        f"`{plan.scores_digest}`; text: {about['text']}"
+    )
+
+
+def _anchors(roles: list[str]) -> str:
+    count = roles.count("anchor")
+    return f"{count} of them anchors, " if count else ""
+
+
+def _header(names: tuple[str, ...]) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+
+
+def _span(start: int, size: int) -> str:
+    return f"{start}..{start + size - 1}"
 
 
 def _strip(roles: list[str], width: int) -> list[str]:
@@ -69,9 +152,3 @@ def _strip(roles: list[str], width: int) -> list[str]:
 
 def _list(layers: list[int]) -> str:
     return ", ".join(map(str, layers)) or "none"
-
-
-def _score(scores: ScoreTable | None, size: int, start: int) -> str:
-    if scores is None or start >= len(scores.packs[size]):
-        return "–"
-    return f"{scores.packs[size][start]:.6f}"

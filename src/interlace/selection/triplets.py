@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.selection.method import Choice, Request
+from interlace.selection.method import Choice, Request, measure
 
 Roles = Callable[[int], tuple[int, int]]
 
@@ -18,7 +18,7 @@ def take_greedily(
     """
     assigned = set(taken)
     starts: list[int] = []
-    for start in sorted(windows, key=lambda start: (-windows[start], start)):
+    for start in by_score(windows):
         if len(starts) == count:
             break
         if assigned.isdisjoint(range(start, start + size)):
@@ -57,6 +57,26 @@ def take_exactly(
     return None if answer is None else list(answer[2])
 
 
+def by_score(windows: Mapping[int, float]) -> list[int]:
+    """Return the starts by descending score; equal scores: the lower start first."""
+    return sorted(windows, key=lambda start: (-windows[start], start))
+
+
+def roles_by_score(request: Request) -> Roles:
+    """Return INTERLACE's roles: of a window's first two layers drop the more similar, tune the other.
+
+    At a tie of S(i) and S(i+1) the paper drops i+1, the released code i.
+    """
+    layer = request.windows(1)
+
+    def roles(start: int) -> tuple[int, int]:
+        first, second = layer[start], layer[start + 1]
+        drop_first = first > second or (first == second and request.reading == "released")
+        return (start, start + 1) if drop_first else (start + 1, start)
+
+    return roles
+
+
 def choose_triplets(request: Request, roles: Roles, fallback: bool) -> Choice:
     """Return the triplets of Algorithm 1, with `roles(start)` = (drop, tune) of the first two.
 
@@ -64,11 +84,11 @@ def choose_triplets(request: Request, roles: Roles, fallback: bool) -> Choice:
     until `num_dropped` are; the third layer of each is the frozen anchor. Where greedy runs out,
     reading `paper` chooses `num_dropped` disjoint triplets anew, keeping as many of greedy's as
     possible and then with the highest total; reading `released` goes on with pack-2 pairs, one
-    dropped and the other tuned, or (`fallback` False) stops short with a warning.
+    dropped and the other tuned, or (`fallback` False) stops short with a warning. Up to a quarter
+    of the layers pairs always suffice: m triplets leave m + 1 gaps of at most two layers.
     """
-    assert request.scores is not None
     count, reading = request.num_dropped, request.reading
-    windows = request.scores.windows(3, reading, request.protect)
+    windows = request.windows(3)
     starts = take_greedily(windows, 3, count)
     greedy = len(starts)
     how = f"greedy over {len(windows)} triplets by descending score: {greedy} of {count}"
@@ -78,7 +98,7 @@ def choose_triplets(request: Request, roles: Roles, fallback: bool) -> Choice:
     if greedy < count and reading == "paper":
         exact = take_exactly(windows, 3, count, prefer=starts)
         if exact is None:
-            raise InputError(_impossible(request))
+            raise InputError(impossible(request))
         kept = [start for start in starts if start in exact]
         added = sorted(set(exact) - set(kept), key=lambda start: (-windows[start], start))
         starts = kept + added
@@ -88,7 +108,7 @@ def choose_triplets(request: Request, roles: Roles, fallback: bool) -> Choice:
         )
     elif greedy < count and fallback:
         taken = {layer for start in starts for layer in range(start, start + 3)}
-        pairs = request.scores.windows(2, reading, request.protect)
+        pairs = request.windows(2)
         pair_starts = take_greedily(pairs, 2, count - greedy, taken)
         how += f"; then {len(pair_starts)} pack-2 pairs, one dropped and one tuned, no anchor"
         if greedy + len(pair_starts) < count:
@@ -102,18 +122,36 @@ def choose_triplets(request: Request, roles: Roles, fallback: bool) -> Choice:
             f"only {greedy} of {count} layers are dropped: greedy triplets ran out and the "
             "released code has no fallback here; plan.reading: paper completes them"
         )
-    triplets = [_entry(start, 3, windows[start], roles(start)) for start in starts]
-    triplets += [_entry(start, 2, pairs[start], roles(start)) for start in pair_starts]
+    triplets = [entry(start, 3, windows[start], roles(start)) for start in starts]
+    triplets += [entry(start, 2, pairs[start], roles(start)) for start in pair_starts]
+    return choice_of(request, triplets, how, warnings)
+
+
+def choice_of(
+    request: Request, triplets: list[dict[str, Any]], how: str, warnings: list[str] | None = None
+) -> Choice:
+    """Return the choice that `triplets`, windows in the order taken, make up."""
+    layers = request.num_layers
+    measures = [
+        measure("layer", request.windows(1), layers),
+        measure("triplet", request.windows(3), layers, 3),
+    ]
+    if any(window["size"] == 2 for window in triplets):
+        measures.insert(1, measure("pair", request.windows(2), layers, 2))
+    drop = [window["drop"] for window in triplets]
     return Choice(
-        drop=[entry["drop"] for entry in triplets],
-        tune=[entry["tune"] for entry in triplets],
+        drop=drop,
+        tune=[window["tune"] for window in triplets],
         how_reached=how,
         triplets=triplets,
-        warnings=warnings,
+        order=drop,
+        measures=measures,
+        warnings=warnings or [],
     )
 
 
-def _entry(start: int, size: int, score: float, roles: tuple[int, int]) -> dict[str, Any]:
+def entry(start: int, size: int, score: float, roles: tuple[int, int]) -> dict[str, Any]:
+    """Return a window as plans hold it; a window of three has its last layer as the anchor."""
     drop, tune = roles
     anchor = start + 2 if size == 3 else None
     return {
@@ -126,8 +164,15 @@ def _entry(start: int, size: int, score: float, roles: tuple[int, int]) -> dict[
     }
 
 
-def _impossible(request: Request) -> str:
+def impossible(request: Request) -> str:
+    """Say that no choice of enough disjoint triplets exists, and the way out."""
+    count, layers = request.num_dropped, request.num_layers
+    if request.protect:
+        return (
+            f"plan.protect: {sorted(request.protect)} leaves no {count} disjoint windows of "
+            f"{layers} layers; protect fewer layers or lower experiments.ratios"
+        )
     return (
-        f"plan.protect: {sorted(request.protect)} leaves no {request.num_dropped} disjoint windows "
-        f"of {request.num_layers} layers; protect fewer layers or lower experiments.ratios"
+        f"experiments.ratios: {layers} layers have no {count} disjoint triplets that plan.reading "
+        f"`{request.reading}` considers; lower the ratio"
     )

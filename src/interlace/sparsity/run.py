@@ -4,16 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from interlace.data.chat import load_records
-from interlace.data.collate import EncodeError, encode, pad
-from interlace.data.images import ImageDecodeError
+from interlace.data.seeds import derive_seed
 from interlace.decoder.checkpoint import save_checkpoint
-from interlace.decoder.load import load_model, load_processor
+from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest
 from interlace.provenance import stamp
+from interlace.scoring.batches import SampleBatches
 from interlace.sparsity.two_four import METHODS, prune_two_four
+
+TEXT = "whole conversations of the run's own calibration samples, user and assistant turns"
 
 
 def sparsify(
@@ -29,58 +32,62 @@ def sparsify(
     """Write to `out` the checkpoint `base` pruned by `method`, wanda(_2_4) or magnitude(_2_4).
 
     Wanda is calibrated on `settings["samples"]` of the calibration samples, drawn with `seed` and
-    cut at `settings["max_length"]` tokens; settings may carry `batch_size`, `min_pixels`,
-    `max_pixels` and `dtype` too. `model` is the model's key, by default the name of the folder that holds
-    `base`. Raises InputError for an unknown method or where no sample can be used.
+    cut at `settings["max_length"]` tokens, `settings["batch_tokens"]` of them in a forward pass;
+    settings may carry `min_pixels`, `max_pixels`, `workers`, `dtype` and `device` too. `model` is
+    the model's key, by default the name of the folder that holds `base`. Raises InputError for an
+    unknown method or where no sample can be used.
     """
     method = method.removesuffix("_2_4") + "_2_4"
     if method not in METHODS:
         raise InputError(f"sparsity method {method!r}: choose one of {', '.join(METHODS)}")
     base = Path(base)
-    network = load_model(base, dtype=settings.get("dtype", "auto"))
-    sequences: list[dict[str, Any]] = []
-    batches: list[dict[str, Any]] = []
-    used: list[str] = []
-    left_out: list[str] = []
+    device = default_device(settings)
+    network = load_model(base, settings.get("dtype", "auto"), device)
     if method == "wanda_2_4":
-        processor = load_processor(base, settings.get("min_pixels"), settings.get("max_pixels"))
-        records = load_records(samples, calibration_only=True)
-        order = np.random.default_rng(seed).permutation(len(records))
-        for index in order.tolist():
-            if len(sequences) == settings["samples"]:
-                break
-            try:
-                encoded = encode(records[index], processor, settings["max_length"])
-            except (EncodeError, ImageDecodeError) as error:
-                left_out.append(f"{records.ids[index]}: {error}")
-                continue
-            sequences.append(encoded)
-            used.append(records.ids[index])
-        if not sequences:
-            raise InputError(
-                f"{samples}: none of {len(records)} calibration samples can be used, first"
-                f" {left_out[0]}; raise sparsity.max_length"
-            )
-        size = settings.get("batch_size", 1)
-        sequences.sort(key=lambda sequence: sequence["input_ids"].shape[1])  # little padding
-        batches = [
-            pad(sequences[start : start + size], processor.tokenizer.pad_token_id, "right")
-            for start in range(0, len(sequences), size)
-        ]
-    report = prune_two_four(network, method, batches)
-    sparsity = {"method": method, **report, "calibration": used, "left_out": left_out}
+        report, calibration = _wanda(network, base, Path(samples), settings, seed)
+    else:
+        report, calibration = prune_two_four(network, method), None
+    num_samples = len(calibration["samples"]) if calibration else None
     info = {
         "provenance": stamp(
             "checkpoint",
             config_digest=digest(settings),
-            seed=seed if used else None,
-            num_samples=len(used) or None,
+            seed=seed if calibration else None,
+            num_samples=num_samples,
             model_revision=folder_digest(base, "*.safetensors"),
         ),
         "model": model or base.parent.name,
         "variant": method,
         "plan": None,
         "training": None,
-        "sparsity": sparsity,
+        "sparsity": {"method": method, **report, "calibration": calibration},
     }
     save_checkpoint(network, load_processor(base), out, info)
+
+
+def _wanda(
+    network: PreTrainedModel, base: Path, samples: Path, settings: dict[str, Any], seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prune `network`; return the report and which text and samples it was calibrated on."""
+    processor = load_processor(base, settings.get("min_pixels"), settings.get("max_pixels"))
+    records = load_records(samples, calibration_only=True)
+    generator = np.random.default_rng(derive_seed(seed, "wanda"))
+    wanted = min(int(settings["samples"]), len(records))
+    chosen = sorted(int(i) for i in generator.choice(len(records), size=wanted, replace=False))
+    batches = SampleBatches(
+        records,
+        processor,
+        settings["batch_tokens"],
+        settings["max_length"],
+        "sparsity.max_length",
+        select=chosen,
+        workers=settings.get("workers", 0),
+    )
+    report = prune_two_four(network, "wanda_2_4", batches)
+    return report, {
+        "text": TEXT,
+        "samples": [records.ids[position] for position in sorted(batches.positions)],
+        "left_out": batches.left_out,
+        "asked_for": int(settings["samples"]),
+        "max_length": settings["max_length"],
+    }

@@ -3,7 +3,8 @@
 Wanda's metric of a weight is |W_rc| x ||X_c||, the norm of its input feature over the calibration
 tokens (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", equation 1,
 as in locuslab/wanda); magnitude's is |W_rc|. In each row, the two smallest of every four consecutive
-columns become zero. Only the Linear weights of the language decoder's layers are pruned.
+columns become zero; of equal ones the first. Only the Linear weights of the language decoder's
+layers are pruned.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,16 +32,15 @@ def prune_two_four(
     Wanda goes layer by layer: a layer's inputs are those that the pruned layers before it give,
     over all real tokens of `batches` (dicts of `input_ids` (B, T), `attention_mask` and what else
     the model takes). One layer's activations are held at a time. Raises InputError for an unknown
-    method, Wanda without batches, or a weight whose columns are no multiple of four.
+    method, Wanda without batches, a weight whose columns are no multiple of four, or a decoder with
+    matrices that are no Linear weights (mixtures of experts).
     """
     if method not in METHODS:
         raise InputError(f"sparsity method {method!r}: choose one of {', '.join(METHODS)}")
     layers = decoder_layers(model)
-    for name, linear in _linears(layers):
-        if linear.in_features % 4:
-            raise InputError(f"layers.{name}: {linear.in_features} columns cannot be pruned 2:4")
+    _check_weights(layers)
     if method == "magnitude_2_4":
-        for _, linear in _linears(layers):
+        for _, linear in linear_weights(layers):
             _zero(linear, linear.weight.abs().float())
         return two_four_report(model)
     calls = [DecoderCall(model, batch) for batch in batches]
@@ -49,12 +49,11 @@ def prune_two_four(
     outputs: list[torch.Tensor | None] = [None] * len(calls)
     for index, layer in enumerate(track(layers, "Wanda 2:4", unit="layer")):
         norms = _input_norms(layer, index, calls, outputs)
-        for name, linear in _linears(layer):
+        for name, linear in linear_weights(layer):
             metric = linear.weight.abs().to(norms[name].dtype) * norms[name]
             _zero(linear, metric)
-        outputs = [
-            call.run_layer(index, previous) for call, previous in zip(calls, outputs, strict=True)
-        ]
+        for position, call in enumerate(calls):  # each output takes the place of the one before
+            outputs[position] = call.run_layer(index, outputs[position])
     return two_four_report(model)
 
 
@@ -64,7 +63,7 @@ def two_four_report(model: PreTrainedModel) -> dict[str, Any]:
     `groups_with_two_zeros` equals `groups` unless weights were zero before.
     """
     weights = zeros = groups = exact = 0
-    tensors = _linears(decoder_layers(model))
+    tensors = linear_weights(decoder_layers(model))
     for _, linear in tensors:
         empty = (linear.weight == 0).reshape(-1, 4).sum(1)
         weights += linear.weight.numel()
@@ -81,7 +80,22 @@ def two_four_report(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _linears(module: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+def _check_weights(layers: torch.nn.ModuleList) -> None:
+    linears = dict(linear_weights(layers))
+    for name, linear in linears.items():
+        if linear.in_features % 4:
+            raise InputError(f"layers.{name}: {linear.in_features} columns cannot be pruned 2:4")
+    known = {id(linear.weight) for linear in linears.values()}
+    for name, weight in layers.named_parameters():
+        if weight.dim() > 1 and id(weight) not in known:
+            raise InputError(
+                f"layers.{name} is no Linear weight (a mixture of experts?); 2:4 sparsity covers"
+                " decoders of Linear weights only"
+            )
+
+
+def linear_weights(module: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+    """Return the Linear modules below `module` with their names."""
     return [(name, m) for name, m in module.named_modules() if isinstance(m, torch.nn.Linear)]
 
 
@@ -116,7 +130,9 @@ def _input_norms(
 
         return hook
 
-    handles = [linear.register_forward_pre_hook(collect(name)) for name, linear in _linears(layer)]
+    handles = [
+        linear.register_forward_pre_hook(collect(name)) for name, linear in linear_weights(layer)
+    ]
     try:
         for call, previous in zip(calls, outputs, strict=True):
             real_BT = call.real_BT

@@ -1,7 +1,7 @@
 """Consecutive: drop one contiguous block of layers, tune the block after it."""
 
 from interlace.errors import InputError
-from interlace.selection.method import Choice, Request
+from interlace.selection.method import Choice, Request, measure
 
 
 def choose(request: Request) -> Choice:
@@ -12,9 +12,9 @@ def choose(request: Request) -> Choice:
     check the end of the model, here the block is moved back to fit, with a warning. Where fewer
     than K layers follow the block, the nearest ones before it are tuned too.
     """
-    assert request.scores is not None
     count, layers = request.num_dropped, request.num_layers
-    scores = request.scores.windows(1, request.reading, request.protect)
+    scores = request.windows(1)
+    measures = [measure("layer", scores, layers)]
     warnings = []
     if request.reading == "paper":
         totals = {
@@ -29,6 +29,8 @@ def choose(request: Request) -> Choice:
             )
         start = min(totals, key=lambda start: (-totals[start], start))
         how = f"the block of {count} layers with the highest sum of scores"
+        means = {start: total / count for start, total in totals.items()}
+        measures.append(measure(f"mean over a block of {count}", means, layers, count))
     else:
         best = min(scores, key=lambda layer: (-scores[layer], layer))
         start = min(best, layers - count)
@@ -52,4 +54,4 @@ def choose(request: Request) -> Choice:
         how += (
             f"; only {len(after)} layers follow it, so {len(tune) - len(after)} before it are tuned"
         )
-    return Choice(drop, tune, how, warnings=warnings)
+    return Choice(drop, tune, how, measures=measures, warnings=warnings)

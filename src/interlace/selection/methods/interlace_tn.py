@@ -1,7 +1,8 @@
 """INTERLACE-TN: drop the most similar single layers, tune the layer after each."""
 
 from interlace.errors import InputError
-from interlace.selection.method import Choice, Request, tune_after
+from interlace.selection.method import Choice, Request, measure, tune_after
+from interlace.selection.triplets import by_score
 
 
 def choose(request: Request) -> Choice:
@@ -12,16 +13,14 @@ def choose(request: Request) -> Choice:
     the layers by descending score, passes over a layer if it or its successor is assigned, else
     drops it and tunes the successor.
     """
-    assert request.scores is not None
-    scores = request.scores.windows(1, request.reading, request.protect)
-    by_score = sorted(scores, key=lambda layer: (-scores[layer], layer))
+    scores = request.windows(1)
     if request.reading == "paper":
-        drop = by_score[: request.num_dropped]
+        drop = by_score(scores)[: request.num_dropped]
         tune = tune_after(drop, request)
         how = "the layers of the highest score dropped; after each the next free layer tuned"
     else:
         drop, tune = [], []
-        for layer in by_score:
+        for layer in by_score(scores):
             successor = layer + 1
             blocked = {*drop, *tune, *request.protect}
             if len(drop) < request.num_dropped and blocked.isdisjoint((layer, successor)):
@@ -33,4 +32,5 @@ def choose(request: Request) -> Choice:
             f"plan.protect: {sorted(request.protect)} leaves {len(tune)} of {request.num_dropped} "
             "layers to drop and tune; protect fewer layers or lower experiments.ratios"
         )
-    return Choice(drop, tune, how)
+    measures = [measure("layer", scores, request.num_layers)]
+    return Choice(drop, tune, how, order=drop, measures=measures)

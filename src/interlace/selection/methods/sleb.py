@@ -1,7 +1,7 @@
 """SLEB: drop what a greedy search over the language-modelling loss removed first."""
 
 from interlace.errors import InputError
-from interlace.selection.method import Choice, Request, tune_after
+from interlace.selection.method import RELATIVE_LOSS, Choice, Request, measure, tune_after
 
 
 def choose(request: Request) -> Choice:
@@ -27,4 +27,8 @@ def choose(request: Request) -> Choice:
         f"the first {len(drop)} removals of the greedy loss search; after each the next free layer "
         "is tuned where fine-tuned (the paper does not say which)"
     )
-    return Choice(drop, tune_after(drop, request), how)
+    measures = []
+    if request.losses is not None:
+        losses = {layer: request.losses[layer] / request.base_loss for layer in drop}
+        measures = [measure("loss once removed", losses, request.num_layers, unit=RELATIVE_LOSS)]
+    return Choice(drop, tune_after(drop, request), how, order=drop, measures=measures)

@@ -5,19 +5,15 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from interlace.data.chat import load_records
-from interlace.data.finevision import draw_samples, random_order, sample_size
-from interlace.data.shards import RowGroup, Subset
 from interlace.errors import InputError
 from interlace.io import folder_digest
+from interlace.sampling.run import draw_samples
 from tests.tiny import SCHEMA, make_tiny_finevision
 
 SETTINGS = {
@@ -26,6 +22,7 @@ SETTINGS = {
     "max_images": 3,
     "max_turns": 5,
     "calibration_fraction": 0.25,
+    "unit": "row",
 }
 
 
@@ -120,24 +117,6 @@ def test_a_subset_is_drawn_the_same_whatever_stands_beside_it(tmp_path):
     assert of_s[0] == of_s[1]
 
 
-def test_every_row_is_as_likely_as_any_other():
-    seeds, rows, drawn = 2000, 20, 5
-    subset = Subset("s", (RowGroup("a", 0, 0, 12), RowGroup("a", 1, 12, 8)), SCHEMA)
-    seen = np.zeros(rows)
-    for seed in range(seeds):
-        seen[random_order(subset, seed)[:drawn]] += 1
-    expected = seeds * drawn / rows
-    variance = expected * (1 - drawn / rows)
-    chi_square = ((seen - expected) ** 2 / variance).sum() * (rows - 1) / rows
-    assert chi_square < 43.8  # 99.9 % of the chi-square distribution with 19 degrees of freedom
-
-
-@given(st.integers(0, 10_000), st.integers(1, 100), st.integers(0, 5))
-def test_sample_size_counts_the_fraction_as_written(rows, percent, least):
-    size = sample_size(rows, {"fraction": percent / 100, "min_per_subset": least})
-    assert size == min(rows, max(rows * percent // 100, least))
-
-
 def test_rejected_rows_are_replaced_counted_and_named(tmp_path):
     rows = [row(user=f"{i}") for i in range(20)]
     rows[::4] = [
@@ -183,7 +162,7 @@ def test_null_and_empty_texts_are_rejected(tmp_path, text):
 def test_null_and_empty_images_are_rejected(tmp_path, image):
     write(tmp_path / "in" / "s", [row(), row() | {"images": [image]}])
     draw_samples(tmp_path / "in", tmp_path / "out", SETTINGS | {"fraction": 1.0}, seed=0)
-    assert counts(tmp_path / "out", "s")["rejected"]["undecodable_image"] == 1
+    assert counts(tmp_path / "out", "s")["rejected"]["missing_image"] == 1
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
@@ -192,8 +171,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeyp
     write(tmp_path / "in" / "s", rows)
     draw_samples(tmp_path / "in", tmp_path / "out", SETTINGS | {"fraction": 1.0}, seed=0)
     bad = [r for r in manifest(tmp_path / "out") if r["status"] == "rejected"]
-    assert [r["reason"] for r in bad] == ["undecodable_image"] * 2
-    assert all("too many pixels" in r["detail"] for r in bad)
+    assert [r["reason"] for r in bad] == ["too_many_pixels"] * 2
 
 
 def test_calibration_is_stratified_and_of_the_stated_size(tmp_path):
@@ -258,7 +236,9 @@ def test_a_sample_that_lacks_a_manifest_row_is_refused(tmp_path):
 
 
 def test_sampling_and_reading_need_no_torch():
-    code = "import sys, interlace.data.finevision, interlace.data.chat; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, interlace.sampling.run, interlace.data.chat; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,0 +1,237 @@
+"""The row groups of one subset: fetched in parallel, checked, and spooled so that none is twice.
+
+A spool file holds the rows of one row group that may be needed. It is written beside its place and
+renamed, so it is whole or absent, and a killed job goes on from what lies there.
+"""
+
+import io
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interlace.errors import InputError
+from interlace.io import atomic_path, read_json, write_json
+from interlace.sampling.footers import SubsetFooters, group_span, parse_footer
+from interlace.sampling.ranges import RangeReader, one_line
+from interlace.sampling.source import Source
+
+MOST_UNPACKED = 8 * 1024**3
+"""Bytes; a row group whose footer announces more is left alone: memory would not hold it."""
+
+Key = tuple[int, int]  # (row group within the subset, window)
+
+
+class UnreadableRowGroupError(Exception):
+    """A row group whose bytes are torn, flipped or of another kind than its footer says."""
+
+
+class Fetcher:
+    """Fetches row groups ahead of their use; a context manager.
+
+    A row is known by its rank in the order that rows are drawn in. `limits` cut the ranks into
+    windows: what is spooled of a row group are its rows of one window, so that `row` keeps little
+    of each. A window's rows are all asked for before those of the next.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        footers: SubsetFooters,
+        ranks: np.ndarray,
+        limits: np.ndarray,
+        reader: RangeReader,
+        spool: Path,
+        workers: int,
+    ) -> None:
+        """`ranks`: of each row of the subset; `limits`: ascending, the last one the number of rows."""
+        self._source, self._footers, self._reader, self._spool = source, footers, reader, spool
+        self._groups, self._schema = footers.groups, footers.schema
+        ends = np.cumsum(self._groups["rows"])
+        self._starts = ends - self._groups["rows"]
+        self._ranks, self._limits = ranks, limits
+        self._ahead = 2 * workers
+        self._pool = ThreadPoolExecutor(workers)
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        self._metadata: dict[str, pq.FileMetaData] = {}
+        spool.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Fetcher":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # What is under way is spooled before an error leaves, the rest isn't begun.
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def window(self, ranks: np.ndarray) -> np.ndarray:
+        """Return the window that each rank falls into."""
+        return np.searchsorted(self._limits, ranks, side="right")
+
+    def spooled_rows(self, key: Key) -> np.ndarray:
+        """Return the rows, numbered within their group, that the spool holds under `key`."""
+        group, window = key
+        start = self._starts[group]
+        ranks = self._ranks[start : start + self._groups["rows"][group]]
+        return np.flatnonzero(self.window(ranks) == window)
+
+    def fetch(self, keys: list[Key]) -> Iterator[tuple[Key, pa.Table | str]]:
+        """Yield the rows under each key, in the order of `keys`, or why they cannot be read.
+
+        Raises `InputError` where the source fails for good or has changed since it was planned.
+        """
+        ahead: deque[tuple[Key, Future[None]]] = deque()
+        waiting = iter(keys)
+        while True:
+            while len(ahead) < self._ahead and (key := next(waiting, None)) is not None:
+                ahead.append((key, self._pool.submit(self._spool_group, key)))
+            if not ahead:
+                return
+            key, future = ahead.popleft()
+            future.result()
+            yield key, self._load(key)
+
+    def _path(self, key: Key, extension: str) -> Path:
+        return self._spool / f"{key[0]:07d}-{key[1]:02d}.{extension}"
+
+    def _load(self, key: Key) -> pa.Table | str:
+        path = self._path(key, "arrow")
+        try:
+            with pa.memory_map(str(path)) as file:
+                return pa.ipc.open_file(file).read_all()
+        except FileNotFoundError:
+            return read_json(self._path(key, "json"))["unreadable"]
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{path}: torn ({one_line(error)}); delete it and run again"
+            ) from error
+
+    def _spool_group(self, key: Key) -> None:
+        path = self._path(key, "arrow")
+        if path.exists() or self._path(key, "json").exists():
+            return
+        try:
+            table = self._group(key[0])
+        except UnreadableRowGroupError as error:
+            write_json(self._path(key, "json"), {"unreadable": str(error)})
+            return
+        wanted = self.spooled_rows(key)
+        if len(wanted) < len(table):
+            table = table.take(wanted)
+        with (
+            atomic_path(path) as partial,
+            pa.OSFile(str(partial), "wb") as file,
+            pa.ipc.new_file(file, table.schema) as writer,
+        ):
+            writer.write_table(table)
+
+    def _group(self, group: int) -> pa.Table:
+        """Fetch and decode a row group; one that can't be decoded is fetched once more."""
+        shard = str(self._groups["shard"][group])
+        number, rows, start, length, unpacked = (
+            int(self._groups[name][group])
+            for name in ("row_group", "rows", "start", "length", "unpacked")
+        )
+        if unpacked > MOST_UNPACKED:
+            raise UnreadableRowGroupError(f"announces {unpacked} bytes, more than {MOST_UNPACKED}")
+        path = self._source.path(self._footers.name, shard)
+        metadata = self._metadata_of(shard, group)
+        if group_span(metadata, number) != (rows, start, length, unpacked):
+            raise InputError(_changed(path))
+        for last in (False, True):
+            data = self._reader.read(path, start, length)
+            try:
+                return decode_group(metadata, number, data, start, self._schema)
+            except UnreadableRowGroupError:
+                if last:
+                    raise
+        raise AssertionError("unreachable: the second attempt returns or raises")
+
+    def _metadata_of(self, shard: str, group: int) -> pq.FileMetaData:
+        """Return a shard's metadata, whose footer is fetched once and spooled."""
+        with self._lock:
+            lock = self._locks[shard]
+        with lock:
+            if shard not in self._metadata:
+                size, length = (int(self._groups[name][group]) for name in ("size", "footer"))
+                spooled = self._spool / f"{self._first_group(shard):07d}.footer"
+                path = self._source.path(self._footers.name, shard)
+                if not spooled.exists() or spooled.stat().st_size != length:
+                    footer = self._reader.read(path, size - length, length)
+                    with atomic_path(spooled) as partial:
+                        partial.write_bytes(footer)
+                try:
+                    self._metadata[shard] = parse_footer(spooled.read_bytes())
+                except (pa.ArrowException, OSError) as error:
+                    spooled.unlink()
+                    raise InputError(_changed(path)) from error
+            return self._metadata[shard]
+
+    def _first_group(self, shard: str) -> int:
+        return int(np.flatnonzero(self._groups["shard"] == shard)[0])
+
+
+def decode_group(
+    metadata: pq.FileMetaData, number: int, data: bytes, start: int, schema: pa.Schema
+) -> pa.Table:
+    """Return a row group in the columns of `schema` from its bytes, which begin at byte `start`.
+
+    Columns that the shard lacks are null, types are widened. Page checksums are verified where
+    the writer left any. Raises `UnreadableRowGroupError`.
+    """
+    try:
+        file = pq.ParquetFile(
+            _Piece(data, start), metadata=metadata, page_checksum_verification=True
+        )
+        table = file.read_row_group(number, use_threads=False)
+        table.validate()
+        if table.num_rows != metadata.row_group(number).num_rows:
+            raise UnreadableRowGroupError(
+                f"{table.num_rows} rows for {metadata.row_group(number).num_rows}"
+            )
+        tables = [schema.empty_table(), table.replace_schema_metadata(None)]
+        return pa.concat_tables(tables, promote_options="permissive").cast(schema)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UnreadableRowGroupError(one_line(error)) from error
+
+
+class _Piece(io.RawIOBase):
+    """A file of which only one range is there; reading elsewhere is an error."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data, self._start, self._at = memoryview(data), start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        begin = self._at - self._start
+        end = len(self._data) if size < 0 else begin + size
+        if begin < 0 or end > len(self._data):
+            raise OSError(f"bytes {self._at} to {self._start + end} belong to no column of it")
+        self._at = self._start + end
+        return bytes(self._data[begin:end])
+
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._data)
+
+
+def _changed(path: str) -> str:
+    return f"{path}: changed since it was planned; delete the folder `sampling` of this run"

@@ -1,0 +1,57 @@
+"""The hub's file system, one request a range.
+
+`huggingface_hub.HfFileSystem` opens a file for each range: a listing, a look at its metadata, five
+retries of its own with waits that ours would multiply. Here a range is a single attempt and
+`RangeReader` decides what comes after it.
+"""
+
+from typing import Any
+
+from huggingface_hub import HfFileSystem, constants, hf_hub_url
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    http_backoff,
+    parse_hf_uri,
+)
+
+
+class HubFiles(HfFileSystem):
+    """`HfFileSystem` whose `cat_file` with bounds asks once, for these bytes.
+
+    Token and endpoint are huggingface_hub's own (HF_TOKEN, HF_ENDPOINT). A redirect to another
+    host goes without the token.
+    """
+
+    def find(self, path: str, *arguments: Any, **options: Any) -> Any:
+        """List all files below `path`; a server that stalls is given up on, as for any range."""
+        get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        return super().find(path, *arguments, **options)
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **options: Any
+    ) -> bytes:
+        """Return the bytes of `path` from `start` to `end` (exclusive) by one request.
+
+        `options` are those of buffered files, which none is opened of.
+        """
+        if start is None or end is None or start < 0 or end < 0:
+            return super().cat_file(path, start=start, end=end, **options)
+        parsed = parse_hf_uri(f"{constants.HF_PROTOCOL}{self._strip_protocol(path)}")
+        url = hf_hub_url(
+            parsed.id,
+            parsed.path_in_repo,
+            repo_type=parsed.type,
+            revision=parsed.revision,
+            endpoint=self.endpoint,
+        )
+        response = http_backoff(
+            "GET",
+            url,
+            headers={**build_hf_headers(token=self.token), "range": f"bytes={start}-{end - 1}"},
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            max_retries=0,
+        )
+        hf_raise_for_status(response)
+        return response.content

@@ -1,0 +1,167 @@
+"""Byte ranges of remote or local files, with patience for what a network does to them."""
+
+import datetime
+import email.utils
+import random
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from interlace.errors import InputError
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 30.0
+LONGEST_RETRY_AFTER_S = 300.0  # a hub's rate limit is over in five minutes
+_RETRIED = (408, 429)  # and every 5xx
+_NETWORK_LIBRARIES = ("httpx2", "httpx", "httpcore", "aiohttp", "botocore", "urllib3", "requests")
+
+
+class ShortBody(OSError):
+    """A server that sent fewer bytes than were asked for, or more."""
+
+
+class RangeReader:
+    """Reads byte ranges through one fsspec filesystem; safe to share between threads.
+
+    `requests` counts every attempt, `received` the bytes of whole bodies, `failed` the attempts
+    that were tried again.
+    """
+
+    def __init__(self, filesystem: Any, retries: int = 8) -> None:
+        """Read through `filesystem`; an attempt that fails is followed by at most `retries` more."""
+        self._filesystem = filesystem
+        self._retries = retries
+        # fsspec's buffered files read ahead by megabytes unless told otherwise; its asynchronous
+        # filesystems ask for the range itself and know no such option.
+        self._options = {} if filesystem.async_impl else {"cache_type": "none"}
+        self._lock = threading.Lock()
+        self.requests = self.received = self.failed = 0
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of `path` from `start`.
+
+        Raises `InputError` where the server refuses or every attempt failed, with one line that
+        names the file, the range and the cause.
+        """
+        if length == 0:
+            return b""
+
+        def attempt() -> bytes:
+            with self._lock:
+                self.requests += 1
+            data = self._filesystem.cat_file(path, start=start, end=start + length, **self._options)
+            if len(data) != length:
+                hint = "; does it answer range requests?" if len(data) > length else ""
+                raise ShortBody(f"{len(data)} bytes for {length}{hint}")
+            with self._lock:
+                self.received += length
+            return data
+
+        def note() -> None:
+            with self._lock:
+                self.failed += 1
+
+        return persist(
+            attempt, f"{path}: bytes {start} to {start + length}", self._retries, failed=note
+        )
+
+
+def persist(
+    attempt: Callable[[], T],
+    what: str,
+    retries: int,
+    failed: Callable[[], None] | None = None,
+) -> T:
+    """Return `attempt()`, tried again after a passing failure, at most `retries` times.
+
+    Passing are 408, 429, 5xx, broken connections, time-outs and short bodies. The wait doubles
+    from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
+    in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them.
+
+    Raises `InputError`, one line that begins with `what`: at once for a file that is not there or
+    that may not be read, else for the last failure. Other errors pass through.
+    """
+    for number in range(retries + 1):
+        try:
+            return attempt()
+        except InputError:
+            raise
+        except Exception as error:  # fsspec lets every backend raise its own; sorted out below
+            status = _status(error)
+            if status in (401, 403) or isinstance(error, PermissionError):
+                raise InputError(
+                    f"{what}: not allowed ({one_line(error)}); check the address, or set HF_TOKEN "
+                    "to a token that may read it"
+                ) from error
+            if status in (404, 410) or isinstance(error, FileNotFoundError):
+                raise InputError(
+                    f"{what}: not found ({one_line(error)}); check data.path and data.revision"
+                ) from error
+            if not _passing(error, status):
+                raise
+            if number == retries:
+                tries = f"{number + 1} attempts" if number else "1 attempt"
+                raise InputError(
+                    f"{what}: {tries} failed, the last with {one_line(error)}; run again to go on "
+                    "from here, or raise data.retries"
+                ) from error
+            if failed is not None:
+                failed()
+            time.sleep(_wait(error, number))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's first line with its type; the signed parts of addresses are left out."""
+    text = str(error).strip().splitlines()
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text[0]) if text else ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error of any client, or None."""
+    for value in (
+        getattr(getattr(error, "response", None), "status_code", None),
+        getattr(error, "status", None),
+    ):
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _passing(error: BaseException, status: int | None) -> bool:
+    if status is not None and status >= 400:
+        return status in _RETRIED or status >= 500
+    if type(error).__module__.split(".")[0] in _NETWORK_LIBRARIES:
+        return True
+    return isinstance(error, OSError | EOFError) and not isinstance(error, IsADirectoryError)
+
+
+def _wait(error: BaseException, number: int) -> float:
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    headers = headers if headers is not None else getattr(error, "headers", None)
+    asked = _asked_for(headers) if headers else None
+    if asked is not None:
+        return min(asked, LONGEST_RETRY_AFTER_S) + random.uniform(0, FIRST_WAIT_S)
+    return min(FIRST_WAIT_S * 2**number, LONGEST_WAIT_S) * random.uniform(0.5, 1)
+
+
+def _asked_for(headers: Any) -> float | None:
+    """Return the seconds that a server asks to be left alone for, or None."""
+    after = headers.get("Retry-After")
+    if after is not None:
+        if after.strip().isdigit():
+            return float(after)
+        try:
+            date = email.utils.parsedate_to_datetime(after)
+        except ValueError:
+            return None
+        if date.tzinfo is None:  # "-0000": UTC of no stated place
+            date = date.replace(tzinfo=datetime.UTC)
+        return max(0.0, date.timestamp() - time.time())
+    limit = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("RateLimit") or "")
+    return float(limit[1]) if limit else None

@@ -1,0 +1,90 @@
+"""The model and the samples that losses are measured on: SLEB's and the one-shot criterion's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from interlace.data.chat import SampleDataset, load_records
+from interlace.data.seeds import derive_seed
+from interlace.decoder.load import default_device, load_model, load_processor
+from interlace.io import digest, folder_digest
+from interlace.provenance import stamp
+from interlace.scoring.batches import SampleBatches
+
+TEXT = (
+    "whole conversations of the run's own calibration samples, user and assistant turns; the "
+    "reference of SLEB uses WikiText-2, the paper does not say what it used"
+)
+CONVENTION = (
+    "loss = sum over sequences of mean cross-entropy x predicted text tokens; a removed layer is "
+    "absent, DeepStack features enter by position among the layers left"
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A loaded model, the batches of its calibration samples, and what a result says of them."""
+
+    model: PreTrainedModel
+    records: SampleDataset
+    batches: SampleBatches
+    chosen: list[int]
+    settings: dict[str, Any]
+    seed: int
+    model_digest: str
+
+    def stamp(self, kind: str, config_digest: str | None) -> dict[str, Any]:
+        """Return the provenance of a result; only after iterating over `batches`."""
+        return stamp(
+            kind,
+            config_digest=config_digest or digest(self.settings),
+            seed=self.seed,
+            num_samples=len(self.batches.positions),
+            model_revision=self.model_digest,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return which text and samples were used; only after iterating over `batches`."""
+        return {
+            "text": TEXT,
+            "samples": [self.records.ids[position] for position in sorted(self.batches.positions)],
+            "left_out": self.batches.left_out,
+            "asked_for": int(self.settings["samples"]),
+            "max_length": self.settings.get("max_length"),
+        }
+
+
+def load_calibration(
+    model_path: str | Path, samples: str | Path, settings: dict[str, Any], seed: int
+) -> Calibration:
+    """Load the checkpoint and draw `settings["samples"]` of the calibration samples with `seed`.
+
+    `settings` also holds `max_length` and `batch_tokens` (tokens), and optionally `min_pixels`,
+    `max_pixels`, `workers`, `dtype`, `device` and `attention`.
+    """
+    device = default_device(settings)
+    records = load_records(samples, calibration_only=True)
+    generator = np.random.default_rng(derive_seed(seed, "sleb"))
+    wanted = min(int(settings["samples"]), len(records))
+    chosen = sorted(int(i) for i in generator.choice(len(records), size=wanted, replace=False))
+    model = load_model(
+        model_path,
+        settings.get("dtype") or "float32",
+        device,
+        settings.get("attention") or "sdpa",
+    )
+    processor = load_processor(model_path, settings.get("min_pixels"), settings.get("max_pixels"))
+    batches = SampleBatches(
+        records,
+        processor,
+        settings["batch_tokens"],
+        settings.get("max_length"),
+        "sleb.max_length",
+        select=chosen,
+        workers=settings.get("workers", 0),
+    )
+    weights = folder_digest(model_path, "*.safetensors")
+    return Calibration(model, records, batches, chosen, settings, seed, weights)

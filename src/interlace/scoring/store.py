@@ -1,0 +1,139 @@
+"""windows.parquet: what every sample says about every window of layers. No torch.
+
+Shapes: N samples, W windows, 2 modalities (text, visual).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interlace.errors import InputError
+from interlace.io import atomic_path
+
+MODALITIES = ("text", "visual")
+_META = b"interlace"
+_COUNTS = [f"{name}_tokens" for name in MODALITIES]
+_SUMS = [f"{name}_sum" for name in MODALITIES]
+_ANGLE = "last_token_angle"
+
+
+def window_list(num_layers: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return every (size, start), sizes as given and starts ascending; this is the W axis."""
+    return [(size, start) for size in sizes for start in range(num_layers - size + 1)]
+
+
+def longest_window(num_layers: int, max_window: int | None = None) -> int:
+    """Return how many layers the longest window scored has.
+
+    By default one more than a third of the layers: what a block of the most layers that a plan
+    may drop, and the layer kept before it, needs (LLM-Streamline). At least 3 (a triplet), at most
+    all layers. Raises `InputError` for a `max_window` outside of that.
+    """
+    if max_window is None:
+        return min(num_layers, max(3, num_layers // 3 + 1))
+    if not 3 <= max_window <= num_layers:
+        raise InputError(
+            f"scoring.max_window: {max_window}; with {num_layers} layers choose 3 to {num_layers}"
+        )
+    return max_window
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Per sample: cosine sums of every window over its text and visual tokens, and the counts.
+
+    `sums` (N, W, 2) float64 and `counts` (N, 2); `angles` (N, W) is arccos of the cosine at the
+    last real token over pi, in [0, 1], or None where it was not measured. `windows` are the W
+    (size, start), `info` the metadata of the file: num_layers, model (its key), model_digest, text
+    (`conversation` or `prompt`), counts_known, convention, settings, provenance, left_out.
+
+    Where `info["counts_known"]` is false (imported per-sample means) a sample's sum is its mean,
+    its counts are 1 and 0, and a window that is not there is NaN.
+    """
+
+    ids: list[str]
+    subsets: list[str]
+    windows: list[tuple[int, int]]
+    sums: np.ndarray
+    counts: np.ndarray
+    angles: np.ndarray | None
+    info: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        num_samples, num_windows = len(self.ids), len(self.windows)
+        assert len(self.subsets) == num_samples
+        assert self.sums.shape == (num_samples, num_windows, 2), self.sums.shape
+        assert self.counts.shape == (num_samples, 2), self.counts.shape
+        assert self.angles is None or self.angles.shape == (num_samples, num_windows)
+
+
+def write_windows(path: str | Path, windows: Windows) -> None:
+    """Write `windows` as Parquet, a row per sample, in float32; atomically."""
+    width = len(windows.windows)
+
+    def vectors(values_NW: np.ndarray) -> pa.Array:
+        flat = pa.array(np.ascontiguousarray(values_NW, dtype=np.float32).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, width)
+
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(windows.ids, pa.string()),
+        "subset": pa.array(windows.subsets, pa.string()),
+    }
+    for index, name in enumerate(_COUNTS):
+        columns[name] = pa.array(windows.counts[:, index].astype(np.int32))
+    for index, name in enumerate(_SUMS):
+        columns[name] = vectors(windows.sums[:, :, index])
+    if windows.angles is None:
+        columns[_ANGLE] = pa.nulls(len(windows.ids), pa.list_(pa.float32(), width))
+    else:
+        columns[_ANGLE] = vectors(windows.angles)
+    info = {**windows.info, "windows": [list(window) for window in windows.windows]}
+    meta = {_META: json.dumps(info, sort_keys=True).encode()}
+    with atomic_path(path) as partial:
+        # Plain pages: dictionaries do not shrink floats that hardly repeat.
+        pq.write_table(
+            pa.table(columns).replace_schema_metadata(meta), partial, use_dictionary=False
+        )
+
+
+def read_windows(path: str | Path) -> Windows:
+    """Read what `write_windows` wrote; raises `InputError` for a file that is none."""
+    path = Path(path)
+    try:
+        table = pq.read_table(path)
+        info = json.loads(table.schema.metadata[_META])
+        windows = [(int(size), int(start)) for size, start in info.pop("windows")]
+        info["num_layers"] = int(info["num_layers"])
+        counts = np.stack([table[name].to_numpy() for name in _COUNTS], axis=-1).astype(np.float64)
+        sums = np.stack([_vectors(table[name], len(windows)) for name in _SUMS], axis=-1)
+        angles = table[_ANGLE]
+        return Windows(
+            ids=table["id"].to_pylist(),
+            subsets=table["subset"].to_pylist(),
+            windows=windows,
+            sums=sums,
+            counts=counts,
+            angles=None if angles.null_count else _vectors(angles, len(windows)),
+            info=info,
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the stage `scores` first") from None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{path}: not a file of window scores ({first}); delete it and score again"
+        ) from None
+
+
+def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    """Return a FixedSizeList<float32>[width] column as (N, width) float64."""
+    if column.type != pa.list_(pa.float32(), width):
+        raise ValueError(f"a column has type {column.type}, not {width} numbers a row")
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width).astype(np.float64)

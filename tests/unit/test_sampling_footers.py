@@ -1,0 +1,239 @@
+"""Planning reads footers only, each once, and names the shards that are of no use."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from interlace.errors import InputError
+from interlace.sampling.footers import load_index, read_footers, save_index
+from interlace.sampling.ranges import RangeReader
+from interlace.sampling.settings import complete
+from interlace.sampling.source import list_shards, open_source
+from tests.flaky import FlakyFileSystem, serve
+from tests.tiny import SCHEMA, make_tiny_finevision
+
+SETTINGS = complete({})
+IMAGES, TEXTS = SCHEMA.field("images").type, SCHEMA.field("texts").type
+
+
+def read(address, cache, settings=SETTINGS):
+    source = open_source(str(address))
+    shards, _ = list_shards(source)
+    reader = RangeReader(source.filesystem, retries=0)
+    return {s.name: s for s in read_footers(source, shards, settings, reader, cache)}, reader
+
+
+def shard(folder, name, columns, rows=4, group=3, subset="s"):
+    """Write a shard of null columns of these types."""
+    table = pa.table({key: pa.nulls(rows, kind) for key, kind in columns.items()})
+    path = folder / subset / f"{name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_rows_groups_and_byte_ranges_are_those_of_the_files(tmp_path):
+    root = make_tiny_finevision(tmp_path / "in", rows=7)
+    found, _ = read(root, tmp_path / "cache")
+    for name, subset in found.items():
+        groups = subset.groups
+        assert subset.num_rows == 7
+        assert subset.schema.names == SCHEMA.names
+        for i in range(len(groups["rows"])):
+            path = root / name / groups["shard"][i]
+            metadata = pq.read_metadata(path)
+            group = metadata.row_group(int(groups["row_group"][i]))
+            assert groups["rows"][i] == group.num_rows
+            columns = [group.column(c) for c in range(group.num_columns)]
+            assert groups["length"][i] == sum(c.total_compressed_size for c in columns)
+            assert groups["size"][i] == path.stat().st_size
+            assert groups["footer"][i] == metadata.serialized_size + 8
+
+
+def test_a_footer_is_one_request_and_no_row_is_read(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        table = pa.table({"images": pa.nulls(200, IMAGES), "texts": pa.nulls(200, TEXTS),
+                          "noise": [rng.bytes(2000) for _ in range(200)]})  # fmt: skip
+        (tmp_path / "in" / "s").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, tmp_path / "in" / "s" / f"{i}.parquet", row_group_size=50)
+    found, reader = read(serve(tmp_path / "in"), tmp_path / "cache")
+    assert found["s"].num_rows == 1000
+    assert reader.requests == 5
+    for path, start, end in FlakyFileSystem.log:
+        size = len(FlakyFileSystem.store[path].getvalue())
+        assert end == size
+        assert start > size - 60_000 > 300_000
+
+
+def test_a_longer_footer_takes_a_second_request_and_the_next_is_guessed(tmp_path):
+    wide = {f"column_{i:04d}": pa.int64() for i in range(1500)}
+    for i in range(4):
+        shard(tmp_path / "in", str(i), {"images": IMAGES, "texts": TEXTS} | wide)
+    settings = SETTINGS | {"workers": 1}
+    found, reader = read(serve(tmp_path / "in"), tmp_path / "cache", settings)
+    assert found["s"].num_rows == 16
+    assert reader.requests == 5
+    first, second = FlakyFileSystem.log[:2]
+    assert second[2] == first[1]  # what is missing is asked for, nothing twice
+
+
+def test_what_is_known_is_not_asked_for_again(tmp_path):
+    root = make_tiny_finevision(tmp_path / "in")
+    address = serve(root)
+    first, _ = read(address, tmp_path / "cache")
+    second, reader = read(address, tmp_path / "cache")
+    assert reader.requests == 0
+    for name in first:
+        assert first[name].table.equals(second[name].table)
+        assert first[name].schema == second[name].schema
+
+
+def test_a_killed_reading_goes_on_with_the_subset_it_was_in(tmp_path):
+    root = make_tiny_finevision(tmp_path / "in")
+    address = serve(root)
+    names = sorted(p.name for p in root.iterdir())
+
+    def broken(path, start, data):
+        if f"/{names[2]}/" in path:
+            raise KeyboardInterrupt
+        return data
+
+    FlakyFileSystem.fault = broken
+    with pytest.raises(KeyboardInterrupt):
+        read(address, tmp_path / "cache", SETTINGS | {"workers": 1})
+    FlakyFileSystem.fault = None
+    FlakyFileSystem.log.clear()
+    (tmp_path / "cache" / f"{names[1]}.parquet").write_bytes(b"PAR1 torn")
+    found, _ = read(address, tmp_path / "cache")
+    assert set(found) == set(names)
+    again = {path.split("/")[-2] for path, *_ in FlakyFileSystem.log}
+    assert again == set(names[1:])
+
+
+def test_a_shard_of_another_size_is_read_again(tmp_path):
+    shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS})
+    read(tmp_path / "in", tmp_path / "cache")
+    shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS, "new": pa.int8()}, rows=9)
+    found, reader = read(tmp_path / "in", tmp_path / "cache")
+    assert reader.requests == 1
+    assert found["s"].num_rows == 9
+
+
+def test_schemas_that_drift_are_widened_and_missing_columns_null(tmp_path):
+    base = {"images": IMAGES, "texts": TEXTS}
+    shard(tmp_path / "in", "a", base | {"score": pa.int32()})
+    shard(tmp_path / "in", "b", {"texts": TEXTS, "images": pa.null(), "score": pa.int64()})
+    shard(tmp_path / "in", "c", base | {"extra": pa.string()})
+    found, _ = read(tmp_path / "in", tmp_path / "cache")
+    assert found["s"].refused == {}
+    assert found["s"].num_rows == 12
+    schema = found["s"].schema
+    assert set(schema.names) == {"images", "texts", "score", "extra"}
+    assert schema.field("score").type == pa.int64()
+    assert schema.field("images").type == IMAGES
+
+
+def test_shards_of_no_use_are_named_and_the_rest_goes_on(tmp_path):
+    base = {"images": IMAGES, "texts": TEXTS}
+    folder = tmp_path / "in"
+    shard(folder, "good", base | {"score": pa.int64()}, rows=5)
+    shard(folder, "lacks", {"images": IMAGES, "text": TEXTS})
+    shard(folder, "wrong", {"images": pa.int64(), "texts": TEXTS})
+    shard(folder, "against", base | {"score": pa.list_(pa.int64())})
+    shard(folder, "binary", {"images": IMAGES, "texts": pa.list_(
+        pa.struct([("user", pa.binary()), ("assistant", pa.binary())]))})  # fmt: skip
+    torn = shard(folder, "torn", base)
+    torn.write_bytes(torn.read_bytes()[:-30])
+    (folder / "s" / "empty.parquet").write_bytes(b"")
+    found, _ = read(folder, tmp_path / "cache")
+    why = {name.removesuffix(".parquet"): text for name, text in found["s"].refused.items()}
+    assert set(why) == {"lacks", "wrong", "against", "binary", "torn", "empty"}
+    assert "no column `texts`" in why["lacks"]
+    assert "column `images` is int64" in why["wrong"]
+    assert "contradict" in why["against"]
+    assert "text here, binary there" in why["binary"] or "contradict" in why["binary"]
+    assert "not Parquet" in why["torn"]
+    assert all("\n" not in text for text in why.values())
+    assert found["s"].num_rows == 5
+    assert found["s"].num_shards == 7
+
+
+def test_an_odd_shard_does_not_outvote_the_others(tmp_path):
+    base = {"images": IMAGES, "texts": TEXTS}
+    shard(tmp_path / "in", "a", base | {"score": pa.string()}, rows=2)
+    for name in "bc":
+        shard(tmp_path / "in", name, base | {"score": pa.int64()}, rows=9)
+    found, _ = read(tmp_path / "in", tmp_path / "cache")
+    assert list(found["s"].refused) == ["a.parquet"]
+    assert found["s"].num_rows == 18
+
+
+def test_empty_shards_and_empty_row_groups_are_fine(tmp_path):
+    columns = {"images": IMAGES, "texts": TEXTS}
+    shard(tmp_path / "in", "a", columns, rows=0)
+    with pq.ParquetWriter(tmp_path / "in" / "s" / "b.parquet", SCHEMA) as writer:
+        writer.write_table(SCHEMA.empty_table())
+        writer.write_table(pa.Table.from_pylist([{}] * 2, schema=SCHEMA))
+        writer.write_table(SCHEMA.empty_table())
+    shard(tmp_path / "in", "c", columns, rows=3)
+    shard(tmp_path / "in", "x", columns, rows=0, subset="none")
+    found, _ = read(tmp_path / "in", tmp_path / "cache")
+    assert found["s"].refused == {}
+    assert found["s"].groups["rows"].tolist() == [2, 3]
+    assert found["s"].num_shards == 3
+    assert (found["none"].num_rows, found["none"].refused) == (0, {})
+    assert len(found["none"].schema) == 0
+
+
+@pytest.mark.parametrize("place", [-8, -7, -6])
+def test_a_footer_that_lies_about_its_length_is_refused(tmp_path, place):
+    path = shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS})
+    shard(tmp_path / "in", "b", {"images": IMAGES, "texts": TEXTS})
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x55
+    path.write_bytes(data)
+    found, _ = read(tmp_path / "in", tmp_path / "cache")
+    assert list(found["s"].refused) == ["a.parquet"]
+
+
+def test_no_flipped_byte_in_a_footer_ends_the_planning(tmp_path):
+    columns = {"images": IMAGES, "texts": TEXTS}
+    path = shard(tmp_path / "in", "a", columns)
+    shard(tmp_path / "in", "b", columns)
+    data = path.read_bytes()
+    length = int.from_bytes(data[-8:-4], "little") + 8
+    rng = np.random.default_rng(0)
+    for place in rng.choice(length, 150, replace=False):
+        flipped = bytearray(data)
+        flipped[-int(place) - 1] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        found, _ = read(tmp_path / "in", tmp_path / f"cache{place}")
+        usable = set(found["s"].groups["shard"])
+        assert "b.parquet" in usable or "a.parquet" in usable
+
+
+def test_an_index_comes_back_whole_or_by_subset(tmp_path):
+    found, _ = read(make_tiny_finevision(tmp_path / "in"), tmp_path / "cache")
+    save_index(tmp_path / "index.parquet", found.values())
+    loaded = load_index(tmp_path / "index.parquet")
+    assert [s.name for s in loaded] == list(found)
+    for subset in loaded:
+        alone = load_index(tmp_path / "index.parquet", subset.name)[0]
+        for other in (subset, alone):
+            assert other.schema == found[subset.name].schema
+            for key, values in found[subset.name].groups.items():
+                if key != "schema":
+                    assert other.groups[key].tolist() == values.tolist()
+
+
+def test_a_shard_that_cannot_be_fetched_stops_the_planning(tmp_path):
+    address = serve(make_tiny_finevision(tmp_path / "in"))
+
+    def gone(path, start, data):
+        raise TimeoutError("stalled")
+
+    FlakyFileSystem.fault = gone
+    with pytest.raises(InputError, match=r"1 attempt failed.*stalled"):
+        read(address, tmp_path / "cache")

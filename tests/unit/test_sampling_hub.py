@@ -1,0 +1,282 @@
+"""Sampling from a hub that fails, dies and asks for a token: the same sample, nothing fetched twice.
+
+Each sample is drawn by a process of its own, since huggingface_hub reads its environment at import.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from interlace.io import folder_digest
+from interlace.sampling.footers import load_index
+from interlace.sampling.run import draw_samples
+from tests.finevision_like import REPO, write_scaled
+from tests.loopback_hub import FAULTS, Hub
+
+NAMES = ("geoqa+(mathv360k)", "text_OpenMathInstruct-2", "aguvis-stage-1", "chartqa")
+ADDRESS = f"hf://datasets/{REPO}"
+SETTINGS = {"fraction": 0.2, "unit": "row", "workers": 8}
+DRAW = """
+import json, sys
+from interlace.errors import InputError
+from interlace.sampling.run import draw_samples
+try:
+    draw_samples(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), seed=7)
+except InputError as error:
+    sys.exit(f"InputError: {error}")
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """480 row groups in 20 shards of four subsets."""
+    root = tmp_path_factory.mktemp("hub")
+    write_scaled(root, dict.fromkeys(NAMES, 1200), shard_rows=240, group_rows=10)
+    return root
+
+
+@pytest.fixture(scope="module")
+def digests(root, tmp_path_factory):
+    """By unit, what one worker draws from the folder itself."""
+    found = {}
+    for unit in ("row", "row_group"):
+        out = tmp_path_factory.mktemp(unit) / "samples"
+        draw_samples(root / REPO, out, SETTINGS | {"unit": unit, "workers": 1}, seed=7)
+        found[unit] = folder_digest(out, "*.parquet")
+    assert found["row"] != found["row_group"]
+    return found
+
+
+def start(hub, folder, settings=None, address=ADDRESS, **variables):
+    """Start drawing to `folder`/samples with an empty HF_HOME beside it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
+    out, options = folder / "samples", json.dumps(SETTINGS | (settings or {}))
+    return subprocess.Popen(
+        [sys.executable, "-c", DRAW, address, str(out), options],
+        env=environment | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def draw(hub, folder, settings=None, address=ADDRESS, **variables):
+    """Draw to `folder`/samples; return the exit status and all that was printed."""
+    process = start(hub, folder, settings, address, **variables)
+    out, err = process.communicate()
+    return process.returncode, out + err
+
+
+def complaint(printed):
+    """Return the one line that the sampler ended with."""
+    lines = printed[printed.index("InputError: ") :].splitlines()
+    assert len(lines) == 1, printed
+    return lines[0]
+
+
+def summary(folder):
+    return json.loads((folder / "samples" / "samples.json").read_text())
+
+
+def data_ranges(*indexes):
+    """Return subset -> (served path, range) of each of its row groups, from footers as saved."""
+    found = {}
+    for subset in (subset for index in indexes for subset in load_index(index)):
+        columns = (subset.groups[key].tolist() for key in ("shard", "start", "length"))
+        found[subset.name] = [
+            (f"{subset.name}/{shard}", (start, start + length))
+            for shard, start, length in zip(*columns, strict=True)
+        ]
+    return found
+
+
+def served(hub, since=0):
+    """Return (path below the dataset, range) of each whole answer with a range, in order."""
+    return [
+        ("/".join(request.path.split("/")[6:]), request.range)
+        for request in hub.requests()[since:]
+        if request.complete and request.range and request.method == "GET"
+    ]
+
+
+@pytest.mark.parametrize("unit", ["row", "row_group"])
+def test_eight_workers_and_one_request_in_twenty_failing_change_nothing(
+    root, digests, tmp_path, unit
+):
+    faults = {"fault_share": 0.05, "retry_after_s": 0, "stall_s": 2.0, "seed": 3}
+    with Hub(root, cdn=unit == "row_group", **faults) as hub:
+        status, printed = draw(hub, tmp_path, {"unit": unit})
+        failed = {request.fault for request in hub.requests() if request.fault}
+        assert status == 0, printed
+        if unit == "row":
+            assert failed >= set(FAULTS)
+        assert "hub" in {request.host for request in hub.requests() if request.fault}
+        assert max(hub.served().values()) == 1 or unit == "row_group"
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests[unit]
+
+
+def test_killed_five_times_it_fetches_nothing_twice(root, digests, tmp_path):
+    moments, workers = random.Random(11), 8
+    with Hub(root, fault_share=0.05, faults=["503", "cut", "reset"], seed=5) as hub:
+        work = tmp_path / ".samples.sampling"
+        done, ranges = set(), {}
+        for killing in range(5):
+            since = len(hub.log)
+            process = start(hub, tmp_path)
+            enough = since + (moments.randint(8, 20) if not killing else moments.randint(20, 90))
+            while len(hub.log) < enough and process.poll() is None:
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL, "it was through before it was killed"
+            now = served(hub, since)
+            assert not done & set(now)
+            if (work / "plan" / "plan.json").exists():
+                ranges = data_ranges(work / "plan" / "index.parquet")
+                for name, of_subset in ranges.items():
+                    spooled = (work / "spool" / name).glob("*/*-00.arrow")
+                    done |= {of_subset[int(path.name.split("-")[0])] for path in spooled}
+                    if (work / "subsets" / name).exists():
+                        done |= set(of_subset)
+        assert len(done) > 100
+        since = len(hub.log)
+        status, printed = draw(hub, tmp_path)
+        assert status == 0, printed
+        assert not done & set(served(hub, since))
+        again = sum(n - 1 for n in Counter(served(hub)).values())
+        # Only what was on its way when the process died: at most a range a worker and kill.
+        assert again <= 5 * workers
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+    assert not work.exists()
+
+
+def test_the_plan_foretells_the_bytes_and_the_commit_is_recorded_and_kept_to(root, tmp_path):
+    with Hub(root) as hub:
+        status, printed = draw(hub, tmp_path, {"unit": "row_group"}, f"{ADDRESS}@main")
+        assert status == 0, printed
+        body, commit = summary(tmp_path), hub.dataset(REPO).commit
+        assert body["revision"] == commit
+        assert body["address"] == f"{ADDRESS}@{commit}"
+        resolved = [r.path for r in hub.requests() if "/resolve/" in r.path]
+        assert resolved
+        assert all(f"/resolve/{commit}/" in path for path in resolved)
+        for name in NAMES:
+            assert any(f"/{name}/" in path for path in resolved)
+        total = body["total"]
+        assert total["rejected"]["too_many_images"] > 0
+        expected = body["expected"]["row_group"]["bytes"]
+        assert expected <= total["bytes_fetched"] <= 1.3 * expected
+        # The plan is gone; the cache of footers, which holds the same, is not.
+        index = [*(tmp_path / "home" / "interlace" / "footers").rglob("*.parquet")]
+        groups = {r for ranges in data_ranges(*index).values() for r in ranges} & set(served(hub))
+        fetched = sum(stop - start for _, (start, stop) in groups)
+        footers = {
+            f"{name}/{shard}": length
+            for subset in (load_index(path)[0] for path in index)
+            for name, shard, length in zip(
+                *(subset.table[key].to_pylist() for key in ("subset", "shard", "footer")),
+                strict=True,
+            )
+        }
+        fetched += sum(footers[path] for path in {path for path, _ in groups})
+        assert total["bytes_fetched"] == fetched
+
+
+@pytest.mark.parametrize(
+    ("address", "settings", "told"),
+    [
+        (f"{ADDRESS}@nowhere", {}, ["nowhere", "not found"]),
+        ("hf://datasets/nobody/nothing", {}, ["nobody/nothing", "not found"]),
+        (ADDRESS, {"subsets": ["geoqa(mathv360k)"]}, ["did you mean 'geoqa+(mathv360k)'"]),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_line(root, tmp_path, address, settings, told):
+    with Hub(root) as hub:
+        status, printed = draw(hub, tmp_path, settings, address)
+    assert status == 1
+    assert all(text in complaint(printed) for text in told), printed
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_server_that_never_answers_well_is_given_up_on_with_the_place(root, tmp_path):
+    fault = {"fault_share": 1.0, "faults": ["short"], "fault_from": 1000}
+    with Hub(root, **fault) as hub:
+        status, printed = draw(hub, tmp_path, {"retries": 1, "subsets": ["chartqa"]})
+    assert status == 1
+    line = complaint(printed)
+    assert "chartqa/train-0000" in line
+    assert "2 attempts failed" in line
+    assert "data.retries" in line
+    assert not (tmp_path / "samples").exists()
+
+
+def test_the_token_opens_the_door_goes_to_the_endpoint_alone_and_is_never_written(root, tmp_path):
+    right, wrong = "hf_rightRightRight", "hf_wrongWrongWrong"
+    few = {"subsets": ["chartqa"]}
+    with Hub(root, token=right, cdn=True) as hub:
+        status, printed = draw(hub, tmp_path / "none", few)
+        assert status == 1
+        assert "HF_TOKEN" in complaint(printed)
+        status, printed = draw(hub, tmp_path / "wrong", few, HF_TOKEN=wrong)
+        assert status == 1
+        assert "HF_TOKEN" in complaint(printed)
+        assert wrong not in printed
+        hub.clear()
+        status, printed = draw(hub, tmp_path / "right", few, HF_TOKEN=right)
+        assert status == 0, printed
+        assert right not in printed
+        by_host = {host: [] for host in ("hub", "cdn")}
+        for request in hub.requests():
+            by_host[request.host].append(request.token)
+        assert by_host["cdn"]
+        assert set(by_host["cdn"]) == {None}
+        assert f"Bearer {right}" in by_host["hub"]
+    written = [path for path in (tmp_path / "right").rglob("*") if path.is_file()]
+    assert len(written) > 2
+    assert not [path for path in written if right.encode() in path.read_bytes()]
+
+
+def test_offline_it_reads_the_local_snapshot_or_says_that_there_is_none(root, digests, tmp_path):
+    with Hub(root) as hub:
+        status, printed = draw(hub, tmp_path, HF_HUB_OFFLINE="1")
+        assert status == 1
+        assert "HF_HUB_OFFLINE" in complaint(printed)
+        assert not hub.requests()
+        fetch = "import sys, huggingface_hub as h; h.snapshot_download(sys.argv[1], repo_type='dataset')"
+        subprocess.run(
+            [sys.executable, "-c", fetch, REPO],
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")},
+            check=True,
+            capture_output=True,
+        )
+        hub.clear()
+        status, printed = draw(hub, tmp_path, HF_HUB_OFFLINE="1")
+        assert status == 0, printed
+        assert not hub.requests()
+        assert summary(tmp_path)["revision"] == hub.dataset(REPO).commit
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+
+
+@pytest.mark.parametrize("fault", ["flipped", "whole"])
+def test_bytes_that_are_not_those_asked_for_are_seen_and_asked_for_again(tmp_path, fault):
+    folder = write_scaled(tmp_path, {"chartqa": 300}, group_rows=30, write_page_checksum=True)
+    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS, seed=7)
+    with Hub(tmp_path, fault_share=1.0, faults=[fault], fault_from=30_000, fault_once=True) as hub:
+        status, printed = draw(hub, tmp_path / "far")
+        assert status == 0, printed
+        spoiled = [request for request in hub.requests() if request.fault == fault]
+        assert len(spoiled) >= 8
+    local, far = (tmp_path / where / "samples" for where in ("local", "far"))
+    assert folder_digest(far, "*.parquet") == folder_digest(local, "*.parquet")

@@ -1,0 +1,139 @@
+"""The merged samples: calibration and fine-tuning splits, records of domain sets, resuming."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interlace.data.chat import load_records
+from interlace.errors import InputError
+from interlace.io import folder_digest
+from interlace.sampling import run
+from interlace.sampling.merge import calibration_split
+from interlace.sampling.run import draw_samples
+from tests.tiny import make_tiny_finevision
+from tests.unit.test_sampling_samples import manifest, png, row, write
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
+    st.sampled_from([0.01, 0.1, 0.29, 0.5, 1.0]),
+    st.integers(0, 9),
+)
+def test_the_calibration_split_has_its_size_and_its_strata(sizes, fraction, seed):
+    subsets = np.array([f"s{i}" for i, n in enumerate(sizes) for _ in range(n)], dtype=object)
+    kept = np.random.default_rng(seed).random(len(subsets)) < 0.8
+    if not kept.any():
+        kept[0] = True
+    chosen = calibration_split(subsets, kept, fraction, seed)
+    assert chosen.sum() == max(1, round(Fraction(str(fraction)) * int(kept.sum())))
+    assert not (chosen & ~kept).any()
+    for name in set(subsets):
+        share = fraction * kept[subsets == name].sum()
+        assert share - 1 <= chosen[subsets == name].sum() <= share + 1 + 1e-9
+    assert (calibration_split(subsets, kept, fraction, seed) == chosen).all()
+
+
+def test_calibration_samples_are_tuned_on_unless_held_out(tmp_path):
+    make_tiny_finevision(tmp_path / "in", rows=10)
+    settings = {"fraction": 1.0, "calibration_fraction": 0.3}
+    draw_samples(tmp_path / "in", tmp_path / "both", settings, seed=0)
+    draw_samples(
+        tmp_path / "in", tmp_path / "apart", settings | {"calibration_held_out": True}, seed=0
+    )
+    everything = set(load_records(tmp_path / "both").ids)
+    calibration = set(load_records(tmp_path / "both", calibration_only=True).ids)
+    assert (len(everything), len(calibration)) == (40, 12)
+    assert calibration < everything
+    assert set(load_records(tmp_path / "apart", calibration_only=True).ids) == calibration
+    assert set(load_records(tmp_path / "apart").ids) == everything - calibration
+
+
+def test_nothing_left_to_tune_on_is_refused(tmp_path):
+    write(tmp_path / "in" / "s", [row()] * 3)
+    settings = {"fraction": 1.0, "calibration_fraction": 1.0, "calibration_held_out": True}
+    with pytest.raises(InputError, match=r"data\.calibration_held_out"):
+        draw_samples(tmp_path / "in", tmp_path / "out", settings, seed=0)
+
+
+def test_a_domain_set_has_a_record_and_a_manifest_row_per_answer(tmp_path):
+    folder = tmp_path / "in" / "data"
+    folder.mkdir(parents=True)
+    image = {"bytes": png(), "path": None}
+    rows = [
+        {"image": image, "query": f"q{i}", "label": ["a", "b", "a"][: 1 + i % 3],
+         "human_or_machine": 0} for i in range(9)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train-00000-of-00001.parquet")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "test-00000-of-00001.parquet")
+    settings = {"fraction": 1.0, "format": "chartqa"}
+    draw_samples(tmp_path / "in", tmp_path / "out", settings, seed=0)
+    body = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (body["total"]["rows"], body["total"]["kept"], body["total"]["records"]) == (9, 9, 15)
+    assert body["provenance"]["num_samples"] == 15
+    assert body["passed_over"] == ["data/test-00000-of-00001.parquet"]
+    records = {record.id: record for record in load_records(tmp_path / "out")}
+    entries = manifest(tmp_path / "out")
+    assert {entry["id"] for entry in entries} == set(records)
+    assert len(records) == 15
+    for entry in entries:
+        turn = records[entry["id"]].turns[0]
+        assert entry["num_chars"] == len(turn["user"]) + len(turn["assistant"])
+        assert turn["user"] == f"q{entry['row']}"
+
+
+def test_counts_say_what_every_subset_gave_and_what_was_left_out(tmp_path):
+    write(tmp_path / "in" / "good", [row(user=f"{i}") for i in range(20)])
+    (tmp_path / "in" / "bad").mkdir()
+    pq.write_table(pa.table({"texts": pa.nulls(1)}), tmp_path / "in" / "bad" / "0.parquet")
+    draw_samples(tmp_path / "in", tmp_path / "out", {"fraction": 0.5}, seed=0)
+    body = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert list(body["subsets"]) == ["bad", "good"]
+    bad, good, total = body["subsets"]["bad"], body["subsets"]["good"], body["total"]
+    assert set(bad) == set(good)
+    assert (bad["kept"], bad["refused_shards"], good["refused_shards"]) == (0, 1, 0)
+    assert "no column `images`" in bad["refused"]["0.parquet"]
+    assert (total["kept"], total["refused_shards"], total["shards"]) == (10, 1, 2)
+    assert "refused" not in total
+    file = tmp_path / "out" / "good" / "train-00000-of-00001.parquet"
+    assert good["bytes_kept"] == file.stat().st_size
+    assert good["bytes_fetched"] > 0
+    assert body["expected"]["row_group"]["rows"] == 10
+    assert "workers" not in body["settings"]
+
+
+def test_a_killed_run_goes_on_and_a_changed_one_begins_anew(tmp_path, monkeypatch):
+    make_tiny_finevision(tmp_path / "in", rows=8)
+    settings = {"fraction": 0.5}
+    draw_samples(tmp_path / "in", tmp_path / "whole", settings, seed=0)
+    drawn = []
+    real = run.draw_subset
+
+    def counted(planned, subset, *rest):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        real(planned, subset, *rest)
+        drawn.append(subset)
+
+    monkeypatch.setattr(run, "draw_subset", counted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_samples(tmp_path / "in", tmp_path / "out", settings, seed=0)
+    monkeypatch.setattr(run, "draw_subset", lambda *args: (drawn.append(args[1]), real(*args)))
+    draw_samples(tmp_path / "in", tmp_path / "out", settings | {"workers": 2}, seed=0)
+    assert sorted(drawn) == sorted(p.name for p in (tmp_path / "in").iterdir())
+    assert folder_digest(tmp_path / "out") == folder_digest(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+    monkeypatch.setattr(run, "draw_subset", counted)
+    drawn.clear()
+    with pytest.raises(KeyboardInterrupt):
+        draw_samples(tmp_path / "in", tmp_path / "again", settings, seed=0)
+    monkeypatch.setattr(run, "draw_subset", real)
+    draw_samples(tmp_path / "in", tmp_path / "again", settings, seed=1)
+    draw_samples(tmp_path / "in", tmp_path / "seed1", settings, seed=1)
+    assert folder_digest(tmp_path / "again") == folder_digest(tmp_path / "seed1")

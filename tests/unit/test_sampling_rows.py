@@ -1,0 +1,285 @@
+"""One row at a time: what is kept, what is left out, and under which name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from interlace.data.images import ImageDecodeError, decode_image
+from interlace.sampling.rows import REASONS, examine, kept_schema, schema_complaint
+from tests.tiny import SCHEMA
+
+SETTINGS = {"max_images": 3, "max_turns": 5}
+CUT = SETTINGS | {"long_conversations": "cut"}
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png(size=(8, 6)):
+    return encoded(Image.new("RGB", size, "red"))
+
+
+def row(images=None, texts=None, schema=SCHEMA, **columns):
+    texts = [{"user": "q", "assistant": "a"}] if texts is None else texts
+    body = {"images": images, "texts": texts, "source": "here"} | columns
+    return pa.Table.from_pylist([body], schema=schema)
+
+
+def turns(number):
+    return [{"user": f"q{n}", "assistant": f"a{n}"} for n in range(number)]
+
+
+def image(data):
+    return {"bytes": data, "path": None}
+
+
+def reason(values, settings=SETTINGS):
+    verdict = examine(values, settings)
+    assert verdict.entry["status"] == "rejected"
+    assert verdict.rows == verdict.suffixes == []
+    assert verdict.entry["detail"]
+    assert verdict.entry["reason"] in REASONS
+    return verdict.entry["reason"]
+
+
+def test_a_good_row_is_kept_as_it_stands():
+    values = row([image(png()), image(png((3, 4)))], turns(2))
+    verdict = examine(values, SETTINGS)
+    assert verdict.entry == {
+        "status": "kept", "reason": None, "detail": None, "num_images": 2, "num_turns": 2,
+        "num_chars": 8, "image_sizes": [[8, 6], [3, 4]],
+    }  # fmt: skip
+    assert verdict.suffixes == [""]
+    assert verdict.rows[0].equals(values)
+    assert verdict.rows[0].schema.equals(kept_schema(SCHEMA, SETTINGS))
+
+
+def test_a_row_does_not_carry_its_row_group_and_loses_a_foreign_id():
+    schema = SCHEMA.append(pa.field("id", pa.string()))
+    big = pa.concat_tables([row([image(png((300, 300)))], schema=schema, id="x")] * 50)
+    (kept,) = examine(big.slice(20, 1), SETTINGS).rows
+    assert kept.nbytes < big.nbytes / 40
+    assert kept.schema.equals(kept_schema(schema, SETTINGS))
+    assert "id" not in kept.column_names
+
+
+@pytest.mark.parametrize("images", [None, []])
+def test_rows_of_text_only_are_kept(images):
+    assert examine(row(images), SETTINGS).entry["image_sizes"] == []
+    null = row().drop_columns("images").append_column("images", pa.nulls(1))
+    assert examine(null, SETTINGS).entry["num_images"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (row([image(png())] * 4), "too_many_images"),
+        (row(texts=turns(6)), "too_many_turns"),
+        (row(texts=[]), "unusable_text"),
+        (row(texts=[None]), "unusable_text"),
+        (row().drop_columns("texts"), "unusable_text"),
+        (row(texts=[{"user": None, "assistant": "a"}]), "unusable_text"),
+        (row(texts=[{"user": "q", "assistant": " \n"}]), "unusable_text"),
+        (row(texts=[{"user": "q\0", "assistant": "a"}]), "unusable_text"),
+        (row([None]), "missing_image"),
+        (row([image(None)]), "missing_image"),
+        (row([image(png()), image(b"")]), "missing_image"),
+        (row([image(b"no image")]), "undecodable_image"),
+        (row([image(png()[:40])]), "undecodable_image"),
+        (row([image(encoded(Image.new("RGB", (9, 9)), "EPS"))]), "undecodable_image"),
+        (row([image(png((201, 1)))]), "extreme_aspect_ratio"),
+    ],
+)
+def test_every_defect_has_its_name(values, expected):
+    assert reason(values) == expected
+
+
+def test_null_texts_and_null_ratings():
+    null = pa.table({"images": pa.nulls(1), "texts": pa.nulls(1), "source": ["x"]})
+    assert reason(null) == "unusable_text"
+    assert examine(row(formatting_ratings=None), SETTINGS).entry["status"] == "kept"
+
+
+def broken(column):
+    """Return a row with a lone surrogate in a column, as Parquet files hold it."""
+    bad = pa.array([b"x\xed\xa0\x80"]).view(pa.string())
+    good = pa.array(["a"])
+    if column == "source":
+        return row().set_column(2, "source", bad)
+    keys = ["user", "assistant"] if column == "texts" else ["bytes", "path"]
+    first = pa.array([png()]) if column == "images" else good
+    items = pa.StructArray.from_arrays([first, bad], keys)
+    lists = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), items)
+    return row().set_column(SCHEMA.get_field_index(column), column, lists)
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [("texts", "unusable_text"), ("source", "unusable_text"), ("images", "undecodable_image")],
+)
+def test_text_that_is_not_utf8_is_left_out_wherever_it_is(column, expected, tmp_path):
+    pq.write_table(broken(column), tmp_path / "a.parquet")
+    values = pq.ParquetFile(tmp_path / "a.parquet").read()
+    assert reason(values) == expected
+    assert f"column {column}" in examine(values, SETTINGS).entry["detail"]
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked():
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    for side in (10_000, 60_000):  # what Pillow warns of, what it refuses
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+        assert reason(row([image(bomb)])) == "too_many_pixels"
+
+
+def test_what_users_write_is_never_markup():
+    text = "<image> <|im_start|>assistant\nYes<|im_end|> <|image_pad|>"
+    verdict = examine(row(texts=[{"user": text, "assistant": text}]), SETTINGS)
+    assert verdict.rows[0]["texts"][0].as_py() == [{"user": text, "assistant": text}]
+    assert verdict.entry["num_images"] == 0
+
+
+@pytest.mark.parametrize(("number", "kept"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (9, 3)])
+def test_released_conversations_end_with_the_answer_after_the_fifth_message(number, kept):
+    verdict = examine(row(texts=turns(number)), CUT)
+    (values,) = verdict.rows
+    assert values["texts"][0].as_py() == turns(number)[:kept]
+    assert verdict.entry["num_turns"] == kept
+    assert verdict.entry["num_chars"] == 4 * kept
+    assert (verdict.entry["detail"] is None) == (number == kept)
+    assert values.schema.equals(SCHEMA)
+
+
+def test_ratings_of_turns_are_cut_with_them():
+    values = row(texts=turns(7), formatting_ratings=list(range(7)))
+    assert examine(values, CUT).rows[0]["formatting_ratings"].to_pylist() == [[0, 1, 2]]
+    values = row(texts=turns(7), formatting_ratings=[4])
+    assert examine(values, CUT).rows[0]["formatting_ratings"].to_pylist() == [[4]]
+    large = values.set_column(
+        1, "texts", values["texts"].cast(pa.large_list(SCHEMA.field("texts").type.value_type))
+    )
+    assert examine(large, CUT).rows[0]["texts"][0].as_py() == turns(3)
+
+
+def test_a_broken_turn_that_is_cut_off_does_no_harm():
+    assert examine(row(texts=[*turns(3), None, None]), CUT).entry["status"] == "kept"
+    assert reason(row(texts=[*turns(2), None, None])) == "unusable_text"
+
+
+@given(st.binary(max_size=200), st.text(max_size=20), st.integers(0, 6), st.integers(0, 5))
+def test_hostile_content_never_raises(data, text, num_turns, num_images):
+    values = row([image(data)] * num_images, [{"user": text, "assistant": text}] * num_turns)
+    for settings in (SETTINGS, CUT):
+        assert examine(values, settings).entry["status"] in ("kept", "rejected")
+
+
+def test_schemas_that_cannot_be_read_are_named():
+    assert schema_complaint(SCHEMA, SETTINGS) is None
+    nulls = pa.schema([("images", pa.null()), ("texts", SCHEMA.field("texts").type)])
+    assert schema_complaint(nulls, SETTINGS) is None
+    assert "no column `texts`" in schema_complaint(pa.schema([SCHEMA.field("images")]), SETTINGS)
+    wrong = pa.schema([("images", pa.int64()), SCHEMA.field("texts")])
+    assert "column `images` is int64" in schema_complaint(wrong, SETTINGS)
+    twice = SCHEMA.append(SCHEMA.field("source"))
+    assert "column `source` is there 2 times" in schema_complaint(twice, SETTINGS)
+
+
+# -- pixels ---------------------------------------------------------------------------------------
+
+
+def pixel(data, at=(0, 0)):
+    decoded = decode_image(data)
+    assert decoded.mode == "RGB"
+    return decoded.getpixel(at)
+
+
+def near(left, right):
+    return all(abs(a - b) <= 3 for a, b in zip(left, right, strict=True))
+
+
+def test_cmyk_becomes_the_colour_it_prints():
+    assert near(pixel(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")), (254, 0, 0))
+
+
+def test_what_is_transparent_is_white():
+    for mode, colour in (("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))):
+        assert pixel(encoded(Image.new(mode, (4, 4), colour))) == (255, 255, 255)
+    assert pixel(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 128)))) == (127, 127, 127)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 0, 0, 255])
+    palette.putpixel((0, 0), 0)
+    data = encoded(palette, transparency=0)
+    assert (pixel(data), pixel(data, (1, 1))) == ((255, 255, 255), (0, 0, 255))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_clipped(format):
+    values = np.array([[0, 0x4000, 0x8000, 0xFFFF]], dtype=np.uint16)
+    data = encoded(Image.fromarray(values), format)
+    assert [pixel(data, (x, 0))[0] for x in range(4)] == [0, 0x40, 0x80, 0xFF]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[-5.0, 100.0, np.nan]], np.float32), [0, 100, 0]),
+        (np.array([[0, 1, 255]], np.int32), [0, 1, 255]),
+        (np.array([[-1, 32896, 65535]], np.int32), [0, 128, 255]),
+        (np.array([[0, 500_000, 1_000_000]], np.int32), [0, 128, 255]),
+        (np.zeros((1, 3), np.int32), [0, 0, 0]),
+    ],
+)
+def test_32_bits_are_scaled_to_what_they_hold(values, expected):
+    data = encoded(Image.fromarray(values), "TIFF")
+    assert [pixel(data, (x, 0))[0] for x in range(3)] == expected
+
+
+def test_the_first_frame_of_an_animation_is_read():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for format in ("GIF", "PNG", "WEBP", "TIFF"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert pixel(data) == (255, 0, 0), format
+
+
+def test_photographs_are_turned_upright():
+    lying = Image.new("RGB", (8, 4), "blue")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    assert decode_image(encoded(lying, exif=exif)).size == (4, 8)
+    assert examine(row([image(encoded(lying, exif=exif))]), SETTINGS).entry["image_sizes"] == [
+        [4, 8]
+    ]
+
+
+def test_no_outside_program_is_asked_to_draw(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.check_call", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with pytest.raises(ImageDecodeError, match="in none of the formats"):
+        decode_image(encoded(Image.new("RGB", (9, 9)), "EPS"))
+
+
+@pytest.mark.parametrize(
+    "format", ["AVIF", "BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
+)
+def test_common_formats_are_read(format):
+    assert near(pixel(encoded(Image.new("RGB", (16, 16), (200, 30, 40)), format)), (200, 30, 40))
