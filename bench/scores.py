@@ -223,7 +223,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=36)
     parser.add_argument("--hidden", type=int, default=512, help="a multiple of 128")
     parser.add_argument("--vocab", type=int, help="default: 151936 x hidden / 4096")
-    parser.add_argument("--samples", type=int, default=18)
+    parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--length", type=int, default=100, help="median of a sample's text tokens")
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument(

@@ -23,11 +23,11 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from interlace.data.chat import load_records
-from interlace.sampling.run import draw_samples
 from interlace.decoder.layers import image_token_id
 from interlace.decoder.load import load_model, load_processor
 from interlace.demo.finevision import write_finevision
 from interlace.demo.models import write_base_model
+from interlace.sampling.run import draw_samples
 from interlace.scoring.batches import SampleBatches
 from interlace.scoring.loss import target_mask
 from interlace.scoring.sleb import full_evaluations, sleb_search

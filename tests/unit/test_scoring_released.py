@@ -1,6 +1,8 @@
 """Scores in the released code's layout, out and in; and windows.parquet itself."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlace.errors import InputError
+from interlace.grid import Grid
 from interlace.io import write_json
 from interlace.scoring.packs import pack
 from interlace.scoring.released import export_released, import_released
@@ -153,6 +156,30 @@ def test_files_are_found_by_folder_and_by_prefix(exported):
     (folder / released_names("n", "FineVision")[1]).write_text("{}")
     with pytest.raises(InputError, match=r"2 files \*_pack2_.*one is needed"):
         released_files(folder)
+
+
+def test_the_grid_measures_in_shards_or_imports(exported):
+    prefix = str(exported / "released" / "m_FineVision")
+    config = {
+        "run": "r",
+        "models": {"a.b": {"scores": None}, "c": {"scores": prefix}},
+        "data": {"path": "org/FineVision"},
+        "scoring": {"shards": 3},
+    }
+    grid = Grid(config)
+    shards = grid.shard_files("a.b")
+    assert len(set(shards)) == 3
+    assert shards[1] == grid.shard_file("a.b", "1")
+    assert set(shards).isdisjoint(Grid(config | {"scoring": {"shards": 2}}).shard_files("a.b"))
+    assert [Path(file).name for file in grid.released_files("m")] == released_names(
+        "m", "FineVision"
+    )
+    assert grid.imported_files("c") == [str(file) for file in released_files(prefix)]
+    measured, imported = (re.compile(grid.model_pattern(imported=i)) for i in (False, True))
+    assert [bool(measured.fullmatch(m)) for m in ("a.b", "aXb", "c")] == [True, False, False]
+    assert [bool(imported.fullmatch(m)) for m in ("a.b", "c")] == [False, True]
+    none = Grid(config | {"models": {"c": {"scores": prefix}}}).model_pattern(imported=False)
+    assert re.fullmatch(none, "c") is None
 
 
 WRONG = {

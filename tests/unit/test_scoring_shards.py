@@ -184,7 +184,7 @@ def test_max_window_reaches_further(folder, tmp_path):
             score(folder, tmp_path / "none", settings=SETTINGS | {"max_window": wrong})
 
 
-def test_samples_that_are_too_long_are_counted(folder, tmp_path):
+def test_samples_that_are_too_long_are_counted(folder, tmp_path, capsys):
     records = load_records(folder / "samples", calibration_only=True)
     processor = load_processor(folder / "model")
     lengths = [encode_prompt(record, processor)["input_ids"].shape[1] for record in records]
@@ -195,6 +195,9 @@ def test_samples_that_are_too_long_are_counted(folder, tmp_path):
     assert windows.ids == kept
     out = {entry["id"]: entry["reason"] for entry in windows.info["left_out"]}
     assert out == {name: "dropped_too_long" for name in records.ids if name not in kept}
+    said = capsys.readouterr().err
+    assert "reading samples: 19/19" in said
+    assert f"{len(out)} calibration samples left out" in said
 
 
 def test_too_short_a_max_length_is_one_clear_error(folder, tmp_path):

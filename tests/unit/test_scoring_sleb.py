@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from interlace.sampling.run import draw_samples
 from interlace.decoder.load import load_model
 from interlace.errors import InputError
+from interlace.sampling.run import draw_samples
 from interlace.scoring import sleb
 from interlace.scoring.sleb import full_evaluations, run_sleb, sleb_search
 from interlace.selection.plan import make_plan
