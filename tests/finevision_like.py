@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -52,7 +53,7 @@ def write_scaled(
     """Write a dataset of these rows per subset below `root`/<REPO> and return that folder.
 
     Each image is square noise with a side of `pixels` (least, most), about three bytes a pixel.
-    A share `excess` of the rows has four images or, without images, six turns: over the limits.
+    A share `excess` of the rows is over the limits: six turns, or four images for a quarter of them.
     `options` go to pyarrow's `write_table`.
     """
     folder = root / REPO
@@ -143,17 +144,21 @@ def _table(
     rng: np.random.Generator,
 ) -> pa.Table:
     """Return rows `start`.. of a subset; the same columns as `interlace.demo.finevision` writes."""
-    over = rng.random(count) < excess
+    chance = rng.random(count)
     bare = name.startswith(TEXT_ONLY)
-    num_images = np.where(over, 4, 1) if not bare else np.zeros(count, int)
+    num_images = np.where(chance < excess / 4, 4, 1) if not bare else np.zeros(count, int)
+    chosen = images.take(pa.array(rng.integers(0, len(images), num_images.sum())))
+    # Readers pass over what follows an image's end; no two are the same, as in the real one.
+    ends = pa.array([f"{start} {i}".encode() for i in range(len(chosen))], pa.binary())
     pictures = pa.StructArray.from_arrays(
         [
-            images.take(pa.array(rng.integers(0, len(images), num_images.sum()))),
+            pc.binary_join_element_wise(chosen, ends, pa.scalar(b"", pa.binary())),
             pa.array([f"{name}.png"] * int(num_images.sum()), pa.string()),
         ],
         fields=list(SCHEMA.field("images").type.value_type),
     )
-    num_turns = np.where(over & bare, 6, rng.integers(1, 4, count))
+    wordy = (chance < excess) & (num_images < 4)
+    num_turns = np.where(wordy, 6, rng.integers(1, 4, count))
     owners = np.repeat(np.arange(start, start + count), num_turns)
     turns = pa.StructArray.from_arrays(
         [

@@ -14,11 +14,13 @@ from typing import Any
 import jsonschema
 import yaml
 
+from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.grid import Grid, split_plan_id
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files
-from interlace.selection.registry import PRUNERS, TWO_FOUR
+from interlace.selection.registry import METHODS, PRUNERS, TWO_FOUR
 
 Config = dict[str, Any]
 # Folders of a run beside those of its models.
@@ -107,6 +109,7 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
         raise InputError(
             f"config: experiments.primary: '{primary}' is no key of models{_near(primary, list(models))}"
         )
+    depths: dict[str, int | None] = {}
     for key, model in models.items():
         model.setdefault("label", key)
         if model["scores"]:
@@ -125,12 +128,14 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
                     + _near(model["path"], list(demo_models))
                 )
             depth = demo_models[model["path"]]
+        depths[key] = depth
         _check_ratios(experiments, key, depth)
         _check_protected(config["plan"]["protect"], key, depth)
         if key in RESERVED:
             raise InputError(
                 f"config: models.{key}: a run keeps other files under this name; choose another key"
             )
+    _check_windows(config, depths)
     for section in ("scoring", "sleb", "sparsity", "finetune", "evaluation"):
         low, high = config[section]["min_pixels"], config[section]["max_pixels"]
         if low and high and low > high:
@@ -171,6 +176,40 @@ def _check_imported(plan: Config, key: str) -> None:
             raise InputError(
                 f"config: plan.{name}: models.{key}.scores are one mean per sample, without token "
                 f"counts and subsets; set plan.{name}: {shown}"
+            )
+
+
+def _check_windows(config: Config, depths: Mapping[str, int | None]) -> None:
+    """Check that the windows measured or imported are as long as the methods to be planned need.
+
+    The depth of a model that is still to be fetched is unknown: its windows are not checked here.
+    """
+    longest = config["scoring"]["max_window"]
+    for key, depth in depths.items():
+        measured = not config["models"][key]["scores"]
+        if measured and depth is not None and longest is not None and longest > depth:
+            raise InputError(
+                f"config: scoring.max_window: {longest}; {key} has {depth} layers: use at most "
+                f"{depth}, or null"
+            )
+    for key, plan in Grid(config).plans_wanted():
+        method, ratio = split_plan_id(plan)
+        needs_window = METHODS[method].needs_window
+        if needs_window is None or ratio is None:
+            continue
+        if config["models"][key]["scores"]:
+            raise InputError(
+                f"config: models.{key}.scores: {method} goes by longer windows than the imported "
+                f"scores hold; leave {method} out of experiments or set models.{key}.scores: null"
+            )
+        depth = depths[key]
+        if depth is None or longest is None:
+            continue
+        size = needs_window(num_dropped(ratio, depth))
+        if size > longest:
+            raise InputError(
+                f"config: scoring.max_window: {longest}; {method} at {ratio} % of the {depth} "
+                f"layers of {key} needs windows of {size} layers; use {size} or more, or null"
             )
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import write_windows
 from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
 from tests.unit.score_tables import random_windows
@@ -126,7 +127,7 @@ def scored(tmp_path_factory):
     make_tiny_checkpoint(folder / "base", layers=12)
     (folder / "base" / "source.json").write_text('{"resolved": "abc"}')
     windows = random_windows(12)
-    windows.info["model"] = "tiny"
+    windows.info.update({"model": "tiny"} | weights_record(folder / "base"))
     write_windows(folder / "windows.parquet", windows)
     return folder
 

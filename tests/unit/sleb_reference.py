@@ -3,6 +3,8 @@
 import copy
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from interlace.data.chat import load_records
@@ -17,6 +19,44 @@ def batches_of(folder, path, size):
     collate = Collator(load_processor(path), 256)
     records = list(load_records(folder / "samples"))
     return [collate(records[start : start + size]) for start in range(0, len(records), size)]
+
+
+def other_texts(samples):
+    """Write other texts of the same length under the same ids into the samples' files."""
+    for file in samples.glob("*/*.parquet"):
+        table = pq.read_table(file)
+        rows = table.to_pylist()
+        for row in rows:
+            for turn in row["texts"]:
+                turn |= {"user": turn["user"][::-1], "assistant": turn["assistant"][::-1]}
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+
+@torch.no_grad()
+def identity_search(model, batches, count):
+    """The loop of jiwonsong-dev/SLEB, where a layer turned off passes its input on."""
+    layers, off, removed = decoder_layers(model), set(), []
+
+    def pass_on(index):
+        def hook(_module, args, kwargs, _output):
+            return (args[0] if args else kwargs["hidden_states"]) if index in off else None
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(pass_on(i), with_kwargs=True) for i, layer in enumerate(layers)
+    ]
+    for _ in range(count):
+        losses = {}
+        for index in [i for i in range(len(layers)) if i not in off][1:-1]:
+            off.add(index)
+            losses[index] = reference_loss(model, batches)
+            off.remove(index)
+        removed.append((min(losses, key=losses.get), losses))
+        off.add(removed[-1][0])
+    for handle in handles:
+        handle.remove()
+    return removed
 
 
 @torch.no_grad()

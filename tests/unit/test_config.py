@@ -1,6 +1,7 @@
 """The configuration: defaults, and one clear line for every mistake."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,45 @@ def test_imported_scores_answer_the_released_reading_only(schema, demo, tmp_path
     else:
         with pytest.raises(InputError, match=message):
             complete(demo, schema, DEMO_MODELS)
+
+
+@pytest.mark.parametrize("longest", [3, 9, 10, None, 37])
+def test_windows_are_as_long_as_the_planned_methods_need(schema, demo, longest):
+    demo["scoring"] = {"max_window": longest}
+    demo["tables"] = [2]
+    demo["experiments"] = {"baselines": ["shortgpt", "llm_streamline"], "ratio": 25}
+    message = {
+        3: "scoring.max_window: 3; llm_streamline at 25 % of the 36 layers of standin_8b needs "
+        "windows of 10 layers; use 10 or more, or null",
+        37: "scoring.max_window: 37; standin_8b has 36 layers: use at most 36",
+    }
+    message[9] = message[3].replace("max_window: 3;", "max_window: 9;")
+    if longest in message:
+        with pytest.raises(InputError, match=re.escape(message[longest])):
+            complete(demo, schema, DEMO_MODELS)
+    else:
+        complete(demo, schema, DEMO_MODELS)
+
+
+def test_windows_may_be_short_where_no_method_needs_longer_ones(schema, demo):
+    demo["scoring"] = {"max_window": 3}
+    demo["experiments"] = {"baselines": ["shortgpt"], "ratio": 25}
+    complete(demo, schema, DEMO_MODELS)
+    demo["experiments"] = {"baselines": ["llm_streamline"], "ratio": 25}
+    demo["tables"] = [1]  # without the table that compares the baselines, no plan of it is made
+    complete(demo, schema, DEMO_MODELS)
+
+
+@pytest.mark.parametrize("source", ["demo", "hub"])
+def test_imported_scores_hold_no_long_windows(schema, demo, tmp_path, source):
+    for size in (1, 2, 3):
+        (tmp_path / f"m_d_pack{size}_hidden_state_similarities.json").write_text("{}")
+    demo["models"]["standin_8b"] |= {"scores": str(tmp_path), "source": source}
+    demo["plan"] = {"reading": "released"}
+    demo["experiments"] = {"baselines": ["llm_streamline"]}
+    message = "models.standin_8b.scores: llm_streamline goes by longer windows than the imported"
+    with pytest.raises(InputError, match=re.escape(message)):
+        complete(demo, schema, DEMO_MODELS)
 
 
 MISTAKES = [

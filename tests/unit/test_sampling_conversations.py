@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -236,6 +237,38 @@ def test_an_image_that_is_not_there_is_found_out_when_samples_are_drawn(tmp_path
     assert entry["reason"] == "missing_image"
 
 
+@pytest.mark.parametrize("kind", ["device", "folder", "pipe", "large", "text", "absent", "nul"])
+def test_only_image_files_of_sane_size_are_taken_in(tmp_path, monkeypatch, kind):
+    import interlace.sampling.conversations as conversations
+
+    monkeypatch.setattr(conversations, "MOST_IMAGE_BYTES", 1000)
+    (tmp_path / "large.png").write_bytes(encoded("red") + b" " * 1000)
+    (tmp_path / "text.png").write_text("root:x:0:0")
+    os.mkfifo(tmp_path / "pipe")
+    image, problem = {
+        "device": ("/dev/zero", "not a regular file"),
+        "folder": (".", "not a regular file"),
+        "pipe": ("pipe", "not a regular file"),
+        "large": ("large.png", "more than 1000 bytes"),
+        "text": ("text.png", "not an image"),
+        "absent": ("absent.png", "not there"),
+        "nul": ("a\0.png", "not readable (ValueError)"),
+    }[kind]
+    path = write_json(tmp_path, [item(), item(image=image, id="bad")])
+    counts = import_conversations(path, tmp_path / "out")
+    assert counts["no_image"] == {problem: 1}
+    taken = content(tmp_path / "out")
+    assert taken["0"][0] == [encoded("red")]
+    assert taken["bad"][0] == [None]
+
+
+def test_deeply_nested_json_is_one_line(tmp_path):
+    for name in ("deep.json", "deep.jsonl"):
+        path = write_json(tmp_path, "[" * 100_000 + "]" * 100_000, name)
+        with pytest.raises(InputError, match="nested too deep"):
+            import_conversations(path, tmp_path / "out")
+
+
 def test_files_that_are_no_list_are_one_line(tmp_path):
     for body, match in (("{}", "not a list"), ("[", "not valid JSON"), ("[]", "none of its 0")):
         path = write_json(tmp_path, body)
@@ -262,3 +295,6 @@ def test_samples_drawn_from_an_import_are_the_samples_that_were_exported(tmp_pat
     after = content(tmp_path / "again").values()
     assert sorted(map(repr, after)) == sorted(map(repr, before))
     assert (tmp_path / "again" / "manifest.parquet").is_file()
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "again").glob("*/*.parquet"))]
+    names = [name for table in tables for name in table["source_id"].to_pylist()]
+    assert sorted(names) == sorted(content(tmp_path / "samples"))

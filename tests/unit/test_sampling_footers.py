@@ -1,12 +1,23 @@
 """Planning reads footers only, each once, and names the shards that are of no use."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from interlace.errors import InputError
-from interlace.sampling.footers import load_index, read_footers, save_index
+from interlace.sampling import footers
+from interlace.sampling.footer_parser import PARSER, FooterParser
+from interlace.sampling.footers import (
+    fetch_footer,
+    footer_digest,
+    load_index,
+    parse_footer,
+    read_footers,
+    save_index,
+)
 from interlace.sampling.ranges import RangeReader
 from interlace.sampling.settings import complete
 from interlace.sampling.source import list_shards, open_source
@@ -237,3 +248,156 @@ def test_a_shard_that_cannot_be_fetched_stops_the_planning(tmp_path):
     FlakyFileSystem.fault = gone
     with pytest.raises(InputError, match=r"1 attempt failed.*stalled"):
         read(address, tmp_path / "cache")
+
+
+def footer_of(path):
+    data = path.read_bytes()
+    return data[-int.from_bytes(data[-8:-4], "little") - 8 :]
+
+
+def statistics_footer(tmp_path, rows=20, group=5):
+    """Return footer and file size of a file whose columns have statistics."""
+    path = tmp_path / "statistics.parquet"
+    table = pa.table({"a": range(rows), "b": [f"q{i}" for i in range(rows)]})
+    pq.write_table(table, path, row_group_size=group)
+    return footer_of(path), path.stat().st_size
+
+
+def test_a_footer_that_ends_the_reader_is_refused_and_the_next_is_read(tmp_path):
+    footer, size = statistics_footer(tmp_path)
+    parser, rng, died = FooterParser(), np.random.default_rng(0), 0
+    for place in rng.integers(0, len(footer) - 8, 400):
+        flipped = bytearray(footer)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        found = parser.parse(bytes(flipped), size)
+        assert (found.refused is None) == bool(found.schema)
+        died += "does not survive" in (found.refused or "")
+        if died:
+            break
+    assert died, "no flipped bit reaches the fault that this guards against"
+    with pytest.raises(OSError, match="does not survive"):
+        parse_footer(bytes(flipped))
+    again = parser.parse(footer, size)
+    parser.close()
+    assert again.refused is None
+    assert again.groups[:, 0].tolist() == [5] * 4
+
+
+def varint(value):
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+@pytest.mark.parametrize("claimed", [10**12, 21])
+def test_row_counts_that_cannot_be_are_refused(tmp_path, claimed):
+    footer, size = statistics_footer(tmp_path, rows=20, group=20)
+    body = footer[:-8]
+    refused = []
+    for place in range(len(body) - 1):
+        if body[place : place + 2] == b"\x16\x28":  # an i64 field that says 20
+            changed = body[: place + 1] + varint(2 * claimed) + body[place + 2 :]
+            whole = changed + len(changed).to_bytes(4, "little") + b"PAR1"
+            longer = size + len(whole) - len(footer)
+            refused.append(PARSER.parse(whole, longer).refused or "")
+    assert PARSER.parse(footer, size).refused is None
+    assert any(f"row group 0 has {claimed} rows and a column of 20 values" in r for r in refused)
+    assert any(f"{claimed} rows, but 20 in its row groups" in text for text in refused)
+
+
+def test_null_rows_without_end_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a": pa.nulls(5_000_000, pa.int8())}), path, row_group_size=5_000_000)
+    found = PARSER.parse(footer_of(path), path.stat().st_size)
+    assert "claims 5000000 rows in" in found.refused
+
+
+def spoil_once(place):
+    """Flip a byte of each first answer of a range, counted from its end."""
+    seen = set()
+
+    def fault(path, start, data):
+        if path in seen:
+            return data
+        seen.add(path)
+        spoiled = bytearray(data)
+        spoiled[place(data)] ^= 0xFF
+        return bytes(spoiled)
+
+    return fault
+
+
+def test_a_footer_spoiled_on_its_way_is_read_once_more(tmp_path):
+    columns = {"images": IMAGES, "texts": TEXTS}
+    for name in "abc":
+        shard(tmp_path / "in", name, columns)
+    address = serve(tmp_path / "in")
+    FlakyFileSystem.fault = spoil_once(lambda data: -1)
+    found, reader = read(address, tmp_path / "cache")
+    assert found["s"].refused == {}
+    assert reader.requests == 6
+    FlakyFileSystem.fault = spoil_once(lambda data: data.index(b"texts"))  # still a whole footer
+    found, _ = read(address, tmp_path / "other")
+    assert found["s"].refused == {}
+    FlakyFileSystem.fault = None
+    for cache in ("cache", "other"):
+        again, reader = read(address, tmp_path / cache)
+        assert reader.requests == 0
+        assert again["s"].table.equals(found["s"].table)
+
+
+@pytest.mark.parametrize("place", [lambda data: -1, lambda data: data.index(b"texts")])
+def test_a_refusal_is_never_kept(tmp_path, place):
+    for name in "abc":
+        shard(tmp_path / "in", name, {"images": IMAGES, "texts": TEXTS})
+    address = serve(tmp_path / "in")
+
+    def spoiled(path, start, data):
+        if not path.endswith("b.parquet"):
+            return data
+        return data[: place(data)] + b"?" + data[place(data) :][1:]
+
+    FlakyFileSystem.fault = spoiled
+    found, _ = read(address, tmp_path / "cache")
+    assert list(found["s"].refused) == ["b.parquet"]
+    FlakyFileSystem.fault = None
+    found, _ = read(address, tmp_path / "cache")
+    assert found["s"].refused == {}
+    assert found["s"].num_rows == 12
+
+
+def test_what_is_read_of_a_large_subset_is_saved_every_few_shards(tmp_path, monkeypatch):
+    for i in range(10):
+        shard(tmp_path / "in", f"{i}", {"images": IMAGES, "texts": TEXTS})
+    monkeypatch.setattr(footers, "SAVE_EVERY", 4)
+    save, known = footers._save, []
+
+    def noted(cache, name, found):
+        save(cache, name, found)
+        known.append(len(found))
+        shutil.copytree(cache, tmp_path / f"killed{len(known)}")
+
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(footers, "_save", noted)
+    whole, _ = read(tmp_path / "in", tmp_path / "cache", SETTINGS | {"workers": 1})
+    assert known == [4, 8, 10]
+    monkeypatch.setattr(footers, "_save", save)
+    found, reader = read(tmp_path / "in", tmp_path / "killed2")
+    assert reader.requests == 2
+    assert found["s"].table.equals(whole["s"].table)
+
+
+def test_the_footer_planned_with_is_known_again(tmp_path):
+    path = shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS})
+    address, footer, size = serve(tmp_path / "in"), footer_of(path), path.stat().st_size
+    found, _ = read(address, tmp_path / "cache")
+    digest = found["s"].groups["digest"][0]
+    assert digest == footer_digest(footer)
+    source = open_source(address)
+    place = source.path("s", "a.parquet")
+    FlakyFileSystem.fault = spoil_once(lambda data: len(data) // 2)
+    reader = RangeReader(source.filesystem, retries=0)
+    assert fetch_footer(reader, place, size, len(footer), digest) == footer
+    assert reader.requests == 2
+    assert fetch_footer(reader, place, size, len(footer), "another") is None

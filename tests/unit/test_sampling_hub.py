@@ -133,13 +133,15 @@ def test_killed_five_times_it_fetches_nothing_twice(root, digests, tmp_path):
         work = tmp_path / ".samples.sampling"
         done, ranges = set(), {}
         for killing in range(5):
-            since = len(hub.log)
+            since = len(hub.requests())
+            hub.hold(moments.randint(8, 20) if not killing else moments.randint(20, 90))
             process = start(hub, tmp_path)
-            enough = since + (moments.randint(8, 20) if not killing else moments.randint(20, 90))
-            while len(hub.log) < enough and process.poll() is None:
+            while not hub.holding() and process.poll() is None:
                 time.sleep(0.002)
+            time.sleep(moments.uniform(0, 0.03))
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            hub.hold(None)
             assert process.returncode == -signal.SIGKILL, "it was through before it was killed"
             now = served(hub, since)
             assert not done & set(now)
@@ -175,7 +177,7 @@ def test_the_plan_foretells_the_bytes_and_the_commit_is_recorded_and_kept_to(roo
         for name in NAMES:
             assert any(f"/{name}/" in path for path in resolved)
         total = body["total"]
-        assert total["rejected"]["too_many_images"] > 0
+        assert total["rejected"]["too_many_turns"] > 0
         expected = body["expected"]["row_group"]["bytes"]
         assert expected <= total["bytes_fetched"] <= 1.3 * expected
         # The plan is gone; the cache of footers, which holds the same, is not.

@@ -14,7 +14,7 @@ from interlace.data.chat import load_records
 from interlace.errors import InputError
 from interlace.io import folder_digest
 from interlace.sampling import run
-from interlace.sampling.merge import calibration_split
+from interlace.sampling.merge import calibration_quota, calibration_split
 from interlace.sampling.run import draw_samples
 from tests.tiny import make_tiny_finevision
 from tests.unit.test_sampling_samples import manifest, png, row, write
@@ -30,13 +30,73 @@ def test_the_calibration_split_has_its_size_and_its_strata(sizes, fraction, seed
     kept = np.random.default_rng(seed).random(len(subsets)) < 0.8
     if not kept.any():
         kept[0] = True
-    chosen = calibration_split(subsets, kept, fraction, seed)
+    rows = np.arange(len(subsets)).astype(str).astype(object)
+    chosen = calibration_split(subsets, rows, kept, fraction, seed)
     assert chosen.sum() == max(1, round(Fraction(str(fraction)) * int(kept.sum())))
     assert not (chosen & ~kept).any()
     for name in set(subsets):
         share = fraction * kept[subsets == name].sum()
         assert share - 1 <= chosen[subsets == name].sum() <= share + 1 + 1e-9
-    assert (calibration_split(subsets, kept, fraction, seed) == chosen).all()
+    assert (calibration_split(subsets, rows, kept, fraction, seed) == chosen).all()
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=30), min_size=1, max_size=4),
+    st.sampled_from([0.05, 0.1, 0.5, 1.0]),
+    st.integers(0, 9),
+)
+def test_the_samples_of_one_source_row_fall_on_the_same_side(subsets, fraction, seed):
+    """`subsets`: samples of each source row."""
+    places = [
+        (f"s{i}", f"s{i}/{k}") for i, rows in enumerate(subsets) for k, n in enumerate(rows)
+        for _ in range(n)
+    ]  # fmt: skip
+    names, rows = (np.array(column, dtype=object) for column in zip(*places, strict=True))
+    kept = np.ones(len(rows), dtype=bool)
+    chosen = calibration_split(names, rows, kept, fraction, seed)
+    assert chosen.any()
+    assert not set(rows[chosen]) & set(rows[~chosen])
+    wanted = calibration_quota(names, kept, fraction)
+    assert sum(wanted.values()) == max(1, round(Fraction(str(fraction)) * len(rows)))
+    for number, sizes in enumerate(subsets):
+        missed = abs(chosen[names == f"s{number}"].sum() - wanted[f"s{number}"])
+        assert missed < max(sizes)
+        unused = [n for k, n in enumerate(sizes) if not chosen[rows == f"s{number}/{k}"].any()]
+        if chosen[names == f"s{number}"].sum() < wanted[f"s{number}"] and sum(wanted.values()) > 1:
+            assert min(unused) >= 2 * missed, "another whole row would have come nearer"
+
+
+def test_no_question_is_calibrated_on_and_tuned_on_when_held_out(tmp_path):
+    folder = tmp_path / "in" / "data"
+    folder.mkdir(parents=True)
+    image = {"bytes": png(), "path": None}
+    rows = [
+        {"image": image, "question": f"q{i}", "answers": [f"a{i}", f"b{i}", f"c{i}", "z", "z"]}
+        for i in range(30)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train-0.parquet", row_group_size=7)
+    settings = {"fraction": 1.0, "format": "textvqa", "calibration_held_out": True}
+    draw_samples(tmp_path / "in", tmp_path / "out", settings, seed=0)
+    entries = manifest(tmp_path / "out")
+    sides = [
+        {(e["row_group"], e["row"]) for e in entries if e[side]}
+        for side in ("calibration", "finetune")
+    ]
+    assert [len(side) for side in sides] == [3, 27]
+    assert not sides[0] & sides[1]
+    body = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert (body["total"]["calibration"], body["total"]["calibration_wanted"]) == (12, 12)
+
+
+def test_the_manifest_has_the_bytes_of_every_image_and_row(tmp_path):
+    write(tmp_path / "in" / "s", [row(user="x" * 1000, images=2), row(images=0), row(turns=9)])
+    draw_samples(tmp_path / "in", tmp_path / "out", {"fraction": 1.0}, seed=0)
+    entries = {entry["row"]: entry for entry in manifest(tmp_path / "out")}
+    assert entries[0]["image_bytes"] == [len(png())] * 2
+    assert entries[1]["image_bytes"] == []
+    assert entries[0]["row_bytes"] > 1000 + 2 * len(png())
+    assert 0 < entries[1]["row_bytes"] < entries[0]["row_bytes"] - 1000
+    assert (entries[2]["image_bytes"], entries[2]["row_bytes"]) == (None, None)
 
 
 def test_calibration_samples_are_tuned_on_unless_held_out(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from interlace.config_docs import SCHEMA as CONFIG_SCHEMA
 from interlace.errors import InputError
 from interlace.grid import Grid
+from interlace.sampling import plan as planning
 from interlace.sampling import rows as rows_of
 from interlace.sampling import settings as settings_of
 from interlace.sampling.plan import plan_samples, subset_names
@@ -66,6 +67,30 @@ def test_a_disk_that_is_too_small_is_said_before_the_download(tmp_path, monkeypa
     with pytest.raises(InputError, match=r"kB.*1\.0 kB are free.*data\.fraction"):
         planned(tmp_path / "in", tmp_path / "plan", fraction=1.0)
     assert not (tmp_path / "plan").exists()
+
+
+def test_the_disk_is_asked_for_what_the_spool_unpacks_to(tmp_path, monkeypatch):
+    zeros = row(user="q") | {"images": [{"bytes": bytes(2_000_000), "path": "a"}]}
+    write(tmp_path / "in" / "s", [zeros] * 4, row_group_size=2)
+    packed = sum(path.stat().st_size for path in (tmp_path / "in" / "s").iterdir())
+    assert packed < 1_000_000
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 3_000_000))
+    for unit in ("row_group", "row", "first"):
+        with pytest.raises(InputError, match=r"3\.0 MB are free"):
+            planned(tmp_path / "in", tmp_path / "plan", fraction=1.0, unit=unit)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 20_000_000))
+    body = planned(tmp_path / "in", tmp_path / "plan", fraction=1.0)
+    assert body["units"]["row_group"]["bytes_unpacked"] > 8_000_000
+
+
+def test_row_groups_that_are_too_large_are_counted_before_the_download(tmp_path, monkeypatch):
+    write(tmp_path / "in" / "s", [row(user=f"{i}") for i in range(20)], row_group_size=5)
+    monkeypatch.setattr(planning, "MOST_UNPACKED", 10)
+    said = []
+    body = planned(tmp_path / "in", tmp_path / "plan", said, fraction=0.5)
+    assert body["subsets"]["s"]["too_large"] == 4
+    assert any("s: 4 of its 4 row groups announce more than 10 B" in line for line in said)
 
 
 def test_a_subset_without_a_usable_row_is_a_row_of_its_own(tmp_path):

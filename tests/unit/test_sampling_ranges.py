@@ -157,3 +157,19 @@ def test_an_input_error_passes_through(waits):
     with pytest.raises(InputError, match=r"^data\.path: no$"):
         persist(refuse, "x", 5)
     assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pw@host/a", "http://...@host/a"),
+        ("s3://key:p/w@bucket/a", "s3://...@bucket/a"),
+        ("https://host/a?sig=pw&x=1 refused", "https://host/a?... refused"),
+        ("http://host:8080/a@b", "http://host:8080/a@b"),
+        ("abfs://c@host/a?pw", "abfs://c@host/a?..."),
+        ("hf://datasets/o/n@main/x:y", "hf://datasets/o/n@main/x:y"),
+    ],
+)
+def test_passwords_and_signatures_are_masked(text, shown):
+    assert ranges.masked(text) == shown
+    assert ranges.one_line(OSError(text)) == f"OSError: {shown}"

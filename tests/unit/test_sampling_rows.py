@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from interlace.data.images import ImageDecodeError, decode_image
-from interlace.sampling.rows import REASONS, examine, kept_schema, schema_complaint
+from interlace.sampling.rows import (
+    REASONS,
+    dropped_fields,
+    examine,
+    kept_schema,
+    schema_complaint,
+)
 from tests.tiny import SCHEMA
 
 SETTINGS = {"max_images": 3, "max_turns": 5}
@@ -59,19 +65,60 @@ def test_a_good_row_is_kept_as_it_stands():
     assert verdict.entry == {
         "status": "kept", "reason": None, "detail": None, "num_images": 2, "num_turns": 2,
         "num_chars": 8, "image_sizes": [[8, 6], [3, 4]],
+        "image_bytes": [len(png()), len(png((3, 4)))],
     }  # fmt: skip
     assert verdict.suffixes == [""]
-    assert verdict.rows[0].equals(values)
+    assert verdict.rows[0].drop_columns("source_id").equals(values)
     assert verdict.rows[0].schema.equals(kept_schema(SCHEMA, SETTINGS))
 
 
-def test_a_row_does_not_carry_its_row_group_and_loses_a_foreign_id():
+def test_a_row_does_not_carry_its_row_group_and_a_foreign_id_is_renamed():
     schema = SCHEMA.append(pa.field("id", pa.string()))
     big = pa.concat_tables([row([image(png((300, 300)))], schema=schema, id="x")] * 50)
     (kept,) = examine(big.slice(20, 1), SETTINGS).rows
     assert kept.nbytes < big.nbytes / 40
     assert kept.schema.equals(kept_schema(schema, SETTINGS))
     assert "id" not in kept.column_names
+    assert kept["source_id"].to_pylist() == ["x"]
+
+
+def test_ids_of_any_type_become_text_and_one_that_finds_no_place_is_named():
+    schema = SCHEMA.append(pa.field("id", pa.int64()))
+    (kept,) = examine(row(schema=schema, id=7), SETTINGS).rows
+    assert kept["source_id"].to_pylist() == ["7"]
+    assert kept.schema.equals(kept_schema(SCHEMA, SETTINGS))
+    assert examine(row(), SETTINGS).rows[0]["source_id"].to_pylist() == [None]
+    assert dropped_fields(schema, SETTINGS) == []
+    both = schema.append(pa.field("source_id", pa.string()))
+    (kept,) = examine(row(schema=both, id=7, source_id="theirs"), SETTINGS).rows
+    assert kept["source_id"].to_pylist() == ["theirs"]
+    assert dropped_fields(both, SETTINGS) == ["id"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_images_and_texts_are_of_one_type_whatever_the_source_has(large):
+    many = pa.large_list if large else pa.list_
+    turn = pa.struct(
+        [("assistant", pa.large_string()), ("user", pa.string()), ("meta", pa.int64())]
+    )
+    picture = pa.struct([("path", pa.string()), ("bytes", pa.large_binary()), ("alt", pa.string())])
+    values = row([image(png())])
+    values = values.set_column(
+        0, "images", pa.array([[{"bytes": png(), "path": "p", "alt": "b"}]], many(picture))
+    )
+    texts = [[{"assistant": "a", "user": "q", "meta": 1}]]
+    values = values.set_column(
+        values.column_names.index("texts"), "texts", pa.array(texts, many(turn))
+    )
+    (kept,) = examine(values, SETTINGS).rows
+    assert kept["images"].to_pylist() == [[{"bytes": png(), "path": "p"}]]
+    assert kept["texts"].to_pylist() == [[{"user": "q", "assistant": "a"}]]
+    assert kept.schema.equals(kept_schema(values.schema, SETTINGS))
+    of_ours = kept_schema(SCHEMA, SETTINGS)
+    assert [kept.schema.field(name).type for name in ("images", "texts")] == [
+        of_ours.field(name).type for name in ("images", "texts")
+    ]
+    assert dropped_fields(values.schema, SETTINGS) == ["images.alt", "texts.meta"]
 
 
 @pytest.mark.parametrize("images", [None, []])
@@ -162,7 +209,7 @@ def test_released_conversations_end_with_the_answer_after_the_fifth_message(numb
     assert verdict.entry["num_turns"] == kept
     assert verdict.entry["num_chars"] == 4 * kept
     assert (verdict.entry["detail"] is None) == (number == kept)
-    assert values.schema.equals(SCHEMA)
+    assert values.drop_columns("source_id").schema.equals(SCHEMA)
 
 
 def test_ratings_of_turns_are_cut_with_them():

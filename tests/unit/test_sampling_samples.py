@@ -95,7 +95,7 @@ def test_manifest_names_the_row_each_sample_came_from(tmp_path):
         source = file.read_row_group(entry["row_group"]).slice(entry["row"], 1).to_pylist()[0]
         assert records[entry["id"]].turns == source["texts"]
     written = pq.read_table(next((tmp_path / "out" / "s").glob("*.parquet")))
-    assert written.schema.names == [*SCHEMA.names, "id"]
+    assert written.schema.names == [*SCHEMA.names, "source_id", "id"]
 
 
 def test_same_seed_same_bytes_other_seed_other_rows(tmp_path):

@@ -1,11 +1,19 @@
 """Addresses and what is below them: subsets, splits, names, and one line for what is wrong."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import fsspec
 import pytest
 
 from interlace.errors import InputError
 from interlace.sampling.source import list_shards, open_source
-from tests.flaky import serve
+from tests.finevision_like import REPO, write_scaled
+from tests.flaky import FlakyFileSystem, serve
+from tests.loopback_hub import Hub
 
 
 def touch(root, *names):
@@ -25,7 +33,7 @@ def test_subsets_and_shards_are_sorted_and_sized(tmp_path):
           "a/.0.parquet")  # fmt: skip
     found, passed_over = listed(tmp_path)
     assert found == {"a": ["0.parquet"], "b+(x)-1": ["train-0.parquet", "train-1.parquet"]}
-    assert passed_over == []
+    assert passed_over == ["top.parquet"]
     shards, _ = list_shards(open_source(str(tmp_path)))
     assert {s.size for files in shards.values() for s in files} == {7}
 
@@ -98,3 +106,131 @@ def test_a_commit_is_taken_at_its_word_without_asking(monkeypatch):
     assert source.revision == commit
     assert source.address == f"hf://datasets/org/name@{commit}/inside"
     assert source.path("s", "t.parquet") == f"datasets/org/name@{commit}/inside/s/t.parquet"
+
+
+def test_parquet_beside_the_subsets_and_below_the_splits_is_passed_over_by_name(tmp_path):
+    touch(tmp_path, "a/0.parquet", "a/split/1/deep.parquet", "top.parquet", "b/0.parquet")
+    found, passed_over = listed(tmp_path)
+    assert found == {"a": ["0.parquet"], "b": ["0.parquet"]}
+    assert passed_over == ["a/split/1/deep.parquet", "top.parquet"]
+    assert listed(tmp_path, subsets=["b"])[1] == []
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    touch(tmp_path, "a/0.parquet", "b/0.parquet")
+    address, listing = serve(tmp_path), FlakyFileSystem.ls
+
+    def closed(self, path, *arguments, **options):
+        if path.endswith("/b"):
+            raise PermissionError("closed")
+        return listing(self, path, *arguments, **options)
+
+    monkeypatch.setattr(FlakyFileSystem, "ls", closed)
+    with pytest.raises(InputError, match=r"listing: not allowed.*closed"):
+        listed(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://me:S3CRET@host/data", "https://host/d?sig=S3CRET", "s3://key:S3CRET@b/c"]
+)
+def test_an_address_with_a_secret_is_refused_without_saying_it(address):
+    with pytest.raises(InputError, match="FSSPEC_") as caught:
+        open_source(address)
+    assert "S3CRET" not in str(caught.value)
+
+
+LIST_TWELVE_TIMES = """
+import sys
+from interlace.sampling import ranges
+from interlace.sampling.hub import HubFiles
+from interlace.sampling.source import list_shards, open_source
+ranges.FIRST_WAIT_S = 0.01
+for _ in range(12):
+    HubFiles.clear_instance_cache()
+    print(len(list_shards(open_source(sys.argv[1], 2), None, 2)[0]))
+"""
+
+
+def test_any_request_of_a_listing_may_fail_once_in_passing(tmp_path):
+    write_scaled(tmp_path / "hub", {"chartqa": 40}, shard_rows=40, group_rows=20)
+
+    class Failing(Hub):
+        asked = 0
+        given: tuple = ()
+
+        def next_fault(self, path, span=None):
+            round_, number = divmod(self.asked, 4)  # three requests, one of them again
+            self.asked += 1
+            fault, place = ("408", "429", "500", "503")[round_ % 4], round_ // 4
+            if number != place:
+                return None
+            self.given += ((fault, place),)
+            return fault
+
+    with Failing(tmp_path / "hub", retry_after_s=0) as hub:
+        variables = {key: v for key, v in os.environ.items() if not key.startswith("HF_")}
+        done = subprocess.run(
+            [sys.executable, "-c", LIST_TWELVE_TIMES, f"hf://datasets/{REPO}"],
+            env=variables | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.split() == ["1"] * 12, done.stderr
+    assert set(hub.given) == {(f, n) for f in ("408", "429", "500", "503") for n in range(3)}
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    """Return the folder of a dataset's snapshot in a local cache, with huggingface_hub offline."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    folder = tmp_path / "hub" / "datasets--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
+    return folder / "snapshots" / commit
+
+
+def test_a_snapshot_with_missing_shards_is_not_taken_for_the_dataset(snapshot):
+    touch(snapshot, "a/train-00001-of-00003.parquet", "b/train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match=r"lacks 2 shards of 1 subsets, first a/train-00000-of-00003"
+                                         r".*org/name.*data\.subsets.*\(b, "):  # fmt: skip
+        listed("hf://datasets/org/name")
+    assert list(listed("hf://datasets/org/name", subsets=["b"])[0]) == ["b"]
+    touch(snapshot, "a/train-00000-of-00003.parquet", "a/train-00002-of-00003.parquet")
+    assert list(listed("hf://datasets/org/name")[0]) == ["a", "b"]
+
+
+def test_a_snapshot_is_held_against_the_listing_of_its_commit(snapshot, tmp_path):
+    touch(snapshot, "a/x.parquet", "b/y.parquet")
+    assert list(listed("hf://datasets/org/name")[0]) == ["a", "b"]
+    kept = tmp_path / "interlace" / "footers" / f"org--name@{snapshot.name}" / ".listing.json"
+    kept.parent.mkdir(parents=True)
+    whole = {"a/x.parquet": 7, "b/y.parquet": 7, "c/z.parquet": 7}
+    kept.write_text(json.dumps(whole))
+    with pytest.raises(InputError, match=r"lacks 1 shards of 1 subsets, first c/z\.parquet"):
+        listed("hf://datasets/org/name")
+    assert list(listed("hf://datasets/org/name", subsets=["a"])[0]) == ["a"]
+    kept.write_text(json.dumps(whole | {"a/x.parquet": 8}))
+    with pytest.raises(InputError, match=r"a/x\.parquet"):
+        listed("hf://datasets/org/name", subsets=["a"])
+
+
+def test_a_listing_online_is_kept_for_offline(tmp_path):
+    root = write_scaled(tmp_path / "hub", {"chartqa": 40}, shard_rows=20, group_rows=20)
+    with Hub(tmp_path / "hub") as hub:
+        variables = {key: v for key, v in os.environ.items() if not key.startswith("HF_")}
+        code = LIST_TWELVE_TIMES.replace("range(12)", "range(1)")
+        subprocess.run(
+            [sys.executable, "-c", code, f"hf://datasets/{REPO}"],
+            env=variables | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")},
+            check=True,
+        )
+    (kept,) = (tmp_path / "home").rglob(".listing.json")
+    found = json.loads(kept.read_text())
+    assert found == {
+        p.relative_to(root).as_posix(): p.stat().st_size for p in Path(root).rglob("*.parquet")
+    }

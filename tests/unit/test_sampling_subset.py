@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.io import folder_digest
-from interlace.sampling.fetch import decode_group
+from interlace.sampling.fetch import Fetcher, decode_group
 from interlace.sampling.footers import load_index
 from interlace.sampling.plan import plan_samples
 from interlace.sampling.subset import draw_subset
@@ -104,13 +105,15 @@ def test_bytes_are_those_planned_where_no_row_is_rejected(tmp_path, unit):
     assert planned["rows"] == counts["kept"] == 40
 
 
-def test_replacements_by_row_group_come_from_what_is_there_already(place):
+def test_replacements_by_row_group_take_few_row_groups_and_none_twice(place):
     settings = plan(place, unit="row_group")
     out = draw(place, settings)
     counts = json.loads((out / "counts.json").read_text())
     assert (counts["kept"], counts["short"]) == (40, 0)
     assert counts["rejected"]["too_many_images"] == counts["drawn"] - 40 > 0
-    assert counts["row_groups"] <= -(-counts["drawn"] // 8) + 1
+    rounds = 1 + counts["rejected"]["too_many_images"]
+    assert counts["row_groups"] <= -(-counts["drawn"] // 8) + rounds
+    assert len(ranges()) == len(set(ranges()))
 
 
 def test_a_subset_that_is_mostly_rejected_reads_each_row_group_few_times(tmp_path):
@@ -260,6 +263,56 @@ def test_a_row_group_that_announces_too_much_is_left_alone(place, monkeypatch):
     assert (counts["kept"], counts["short"], counts["drawn"]) == (0, 40, 200)
     assert counts["rejected"]["unreadable_row_group"] == 200
     assert ranges() == []
+
+
+def test_no_more_is_decoded_at_once_than_there_is_room_for(place, monkeypatch):
+    import interlace.sampling.fetch as fetch
+
+    settings = plan(place, unit="first")
+    groups = load_index(place[0] / "plan" / "index.parquet")[0].groups
+    largest = int((groups["length"] + groups["unpacked"]).max())
+    room = int(largest * 2.5)
+    monkeypatch.setattr(fetch, "IN_FLIGHT", room)
+    held, most, guard = [0], [0], threading.Lock()
+    real = fetch.Fetcher._group
+
+    def watched(self, group):
+        amount = int(groups["length"][group] + groups["unpacked"][group])
+        with guard:
+            held[0] += amount
+            most[0] = max(most[0], held[0])
+        time.sleep(0.02)
+        table = real(self, group)
+        with guard:
+            held[0] -= amount
+        return table
+
+    monkeypatch.setattr(fetch.Fetcher, "_group", watched)
+    draw(place, settings | {"workers": 8})
+    assert largest < most[0] <= room  # more than one at a time, but not eight
+    monkeypatch.setattr(fetch, "IN_FLIGHT", 1)
+    most[0] = 0
+    draw(place, settings | {"workers": 8}, "narrow")
+    assert 0 < most[0] <= largest
+    assert folder_digest(place[0] / "out") == folder_digest(place[0] / "narrow")
+
+
+def test_what_unpacks_to_much_takes_little_of_the_disk(tmp_path, monkeypatch):
+    zeros = [row(user=f"{i}", data=b"\0" * 2**20) for i in range(8)]
+    write(tmp_path / "in" / "s+(x)", zeros, row_group_size=4)
+    place = (tmp_path, serve(tmp_path / "in"))
+    settings = plan(place, fraction=1.0)
+    sizes = []
+    real = Fetcher._load
+
+    def watched(self, key):
+        sizes.append(self._path(key, "arrow").stat().st_size)
+        return real(self, key)
+
+    monkeypatch.setattr(Fetcher, "_load", watched)
+    draw(place, settings)
+    assert len(sizes) == 2
+    assert max(sizes) < 2**19
 
 
 def test_columns_a_shard_lacks_come_out_null(tmp_path):

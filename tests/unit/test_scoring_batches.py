@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interlace.data.chat import load_records
-from interlace.data.collate import encode
+from interlace.data.collate import encode, encode_prompt
 from interlace.decoder.load import load_processor
 from interlace.errors import InputError
 from interlace.scoring import batches as module
@@ -98,10 +98,55 @@ def test_a_damaged_image_leaves_its_sample_out(inputs):
         def __getitem__(self, index):
             if index == 0:
                 decode_image(b"torn")
-            return inputs[0][1]
+            return next(record for record in inputs[0] if record.images)
 
     batches = SampleBatches(Damaged(), inputs[1], 300, None, "k")
     assert len(list(batches)) == 1
     (out,) = batches.left_out
     assert out["id"] == "a"
-    assert out["reason"].startswith("an image cannot be decoded: ")
+    assert out["reason"] == "dropped_undecodable"
+    assert out["detail"].startswith("an image cannot be decoded: ")
+    assert out["images"] is True
+
+
+@pytest.mark.parametrize("broken", ["images", "all"])
+def test_a_processor_that_refuses_is_quoted_and_no_length_is_the_cure(inputs, broken):
+    records, processor, _ = inputs
+
+    class Refusing:
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+        def apply_chat_template(self, messages, **kwargs):
+            first = messages[0]["content"][0]
+            if broken == "all" or first["type"] == "image":
+                raise ValueError("first line\nsecond line")
+            return processor.apply_chat_template(messages, **kwargs)
+
+    with_images = [name for name, record in zip(records.ids, records, strict=True) if record.images]
+    lost = with_images if broken == "images" else records.ids
+    assert 0 < len(with_images) < len(records)
+    batches = SampleBatches(records, Refusing(), 300, 100_000, "sleb.max_length")
+    kind = " with images" if broken == "images" else ""
+    said = rf"sleb: none of {len(lost)} calibration samples{kind} can be encoded \({len(lost)} drop"
+    with pytest.raises(InputError, match=said) as refused:
+        list(batches)
+    assert "max_length" not in str(refused.value)
+    assert f"first {lost[0]}: first line)" in str(refused.value)
+    assert [out["id"] for out in batches.left_out] == list(lost)
+    assert {out["reason"] for out in batches.left_out} == {"dropped_unprocessable"}
+    assert {out["detail"] for out in batches.left_out} == {"first line"}
+
+
+def test_samples_with_images_may_not_all_be_too_long(inputs):
+    records, processor, _ = inputs
+    pictured = [i for i, record in enumerate(records) if record.images]
+    shortest = min(encode_prompt(records[i], processor)["input_ids"].shape[1] for i in pictured)
+    batches = SampleBatches(
+        records, processor, 300, shortest - 1, "scoring.max_length", text="prompt"
+    )
+    with pytest.raises(
+        InputError, match=r"scoring\.max_length: none of \d+ calibration samples with"
+    ):
+        list(batches)
+    assert batches.positions

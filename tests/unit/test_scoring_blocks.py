@@ -10,6 +10,7 @@ from interlace.errors import InputError
 from interlace.scoring.blocks import block_losses, score_blocks
 from interlace.scoring.loss import finite_loss
 from interlace.scoring.sleb import run_sleb, sleb_search
+from interlace.scoring.stamps import weights_record
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 from tests.tiny_families import tiny_batch, tiny_model
 from tests.unit.sleb_reference import batches_of, loss_without, reference_loss
@@ -71,6 +72,8 @@ def test_file_is_of_the_same_samples_as_slebs(folder, tmp_path):
     sleb = json.loads((tmp_path / "sleb.json").read_text())
     assert (blocks["model"], blocks["num_layers"], len(blocks["losses"])) == ("m", LAYERS, LAYERS)
     assert blocks["provenance"]["schema"] == "interlace/block_losses/1"
+    for body in (blocks, sleb):
+        assert weights_record(folder / "model").items() <= body.items()
     for key in ("base_loss", "num_targets", "calibration"):
         assert blocks[key] == sleb[key]
     assert blocks["calibration"]["samples"]

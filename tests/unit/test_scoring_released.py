@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from interlace.io import write_json
 from interlace.scoring.packs import pack
 from interlace.scoring.released import export_released, import_released
 from interlace.scoring.released_files import released_files, released_names
+from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import (
     Windows,
     longest_window,
@@ -190,6 +192,8 @@ WRONG = {
     "no cosine": (lambda body: body["0"].__setitem__(0, 7.0), r"pack2.*: sample 0 of start 0 is 7"),
     "empty list": (lambda body: body.update({"0": []}), r"pack2.*: start 0 holds no list"),
     "deeper": (lambda body: body.update({"6": body["5"]}), r"pack2.*as for 9 layers; the model has 8"),
+    "start twice": (lambda body: body.update({"01": body["1"]}), r"pack2.*: not an object from start"),
+    "superscript": (lambda body: body.update({"²": body["1"]}), r"pack2.*: not an object from start"),
     "other keys": (lambda body: body.update({"x": []}), r"pack2.*: not an object from start"),
 }  # fmt: skip
 
@@ -233,6 +237,9 @@ def test_a_plan_of_the_released_reading_is_the_same_from_both(exported):
         exported / "base" / "config.json",
         {"model_type": "llama", "num_hidden_layers": LAYERS},
     )
+    measured = made_up()
+    info = measured.info | weights_record(exported / "base")
+    write_windows(exported / "windows.parquet", replace(measured, info=info))
     load(exported)
     plans = []
     for source in (exported, exported / "imported"):
@@ -246,3 +253,6 @@ def test_a_plan_of_the_released_reading_is_the_same_from_both(exported):
         plans.append((plan["drop"], plan["tune"], starts))
     assert plans[0] == plans[1]
     assert len(plans[0][0]) == 2
+    assert plan["calibration"]["imported_from"] == ["m_FineVision"]
+    sheet = (exported / "imported" / "plan.md").read_text()
+    assert "imported from the files of m_FineVision" in sheet

@@ -1,6 +1,7 @@
 """Chunks, shards and resumed runs: the same file bit for bit; packs and errors."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from interlace.scoring import chunks, shards
 from interlace.scoring.chunks import merge_shards
 from interlace.scoring.shards import score_shard, score_windows
 from interlace.scoring.similarity import window_sums
+from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import read_windows, window_list
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
+from tests.unit.sleb_reference import other_texts
 
 SETTINGS = {"batch_tokens": 400, "max_length": 256, "min_pixels": None, "max_pixels": None}
 
@@ -75,6 +78,7 @@ def test_the_file_holds_every_sample_and_the_packs_its_means(folder, tmp_path):
     info = windows.info
     assert (info["model"], info["num_layers"], info["text"]) == ("m", 7, "conversation")
     assert info["counts_known"] is True
+    assert weights_record(folder / "model").items() <= info.items()
     assert info["provenance"]["seed"] == 4
     for size in (1, 2, 3):
         body = json.loads((tmp_path / f"pack{size}.json").read_text())
@@ -158,6 +162,37 @@ def test_parts_of_other_inputs_are_not_used(folder, tmp_path):
     assert run({"max_window": 5}) == 3
     make_tiny_samples(tmp_path / "redrawn", rows=5, seed=1)
     assert run({}, tmp_path / "redrawn") == 4
+
+
+def test_other_texts_under_the_same_ids_are_scored_afresh(folder, tmp_path, monkeypatch):
+    samples = tmp_path / "samples"
+    shutil.copytree(folder / "samples", samples)
+
+    def run(name):
+        score_windows(
+            folder / "model", samples, tmp_path / name, SETTINGS, model_key="m", seed=0
+        )  # fmt: skip
+        return read_windows(tmp_path / name / "windows.parquet")
+
+    before = run("before")
+    ran, real = [], shards.run_batches
+
+    def killed(*args):
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(real(*args))
+        return ran[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "run_batches", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("resumed")
+    assert len(list((tmp_path / "resumed").glob("parts/*/chunk*.parquet"))) == 3
+    other_texts(samples)
+    resumed, fresh = run("resumed"), run("fresh")
+    assert resumed.ids == before.ids
+    np.testing.assert_array_equal(resumed.sums, fresh.sums)
+    assert (resumed.sums != before.sums).any(axis=(1, 2)).all()
 
 
 def test_the_prompt_alone_ends_with_the_generation_prompt(folder, tmp_path):

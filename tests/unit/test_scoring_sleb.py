@@ -1,6 +1,8 @@
 """SLEB from known prefixes removes what a plain loop over really pruned models removes."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -9,11 +11,23 @@ from interlace.decoder.load import load_model
 from interlace.errors import InputError
 from interlace.sampling.run import draw_samples
 from interlace.scoring import sleb
-from interlace.scoring.sleb import full_evaluations, run_sleb, sleb_search
+from interlace.scoring.prefixes import Storage
+from interlace.scoring.sleb import (
+    expected_evaluations,
+    full_evaluations,
+    run_sleb,
+    sleb_search,
+)
 from interlace.selection.plan import make_plan
 from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
 from tests.tiny_families import tiny_batch, tiny_model
-from tests.unit.sleb_reference import batches_of, reference_loss, reference_search
+from tests.unit.sleb_reference import (
+    batches_of,
+    identity_search,
+    other_texts,
+    reference_loss,
+    reference_search,
+)
 
 LAYERS = 7
 SETTINGS = {"samples": 5, "max_length": 256, "batch_tokens": 100}
@@ -77,6 +91,22 @@ def test_other_families_and_text_only_models(family):
     assert_same_search(sleb_search(model, batches, 2), reference_search(model, batches, 2), 1e-9)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_5_vl", "internvl"])
+def test_removals_are_those_of_turning_layers_off_without_deepstack(family):
+    model = tiny_model(family, layers=7).double()
+    batches = [tiny_batch(family, seed=0), tiny_batch(family, with_image=False, seed=1)]
+    assert_same_search(sleb_search(model, batches, 3), identity_search(model, batches, 3), 1e-9)
+
+
+def test_with_deepstack_a_removed_layer_is_absent():
+    model = tiny_model("qwen3_vl", layers=7).double()
+    batches = [tiny_batch("qwen3_vl", seed=0)]
+    ours = sleb_search(model, batches, 1).removals[0].candidates
+    assert ours == pytest.approx(reference_search(model, batches, 1)[0][1], rel=1e-9)
+    off = identity_search(model, batches, 1)[0][1]
+    assert abs(ours[1] - off[1]) > 1e-6 * off[1]  # its features would enter elsewhere
+
+
 def test_memory_for_states_never_changes_the_result_and_is_kept_to(folder, monkeypatch):
     path = tiny(folder, 0, layers=9)
     model, batches = load_model(path), batches_of(folder, path, 5)
@@ -104,6 +134,33 @@ def test_memory_for_states_never_changes_the_result_and_is_kept_to(folder, monke
     assert work == sorted(work, reverse=True)
     assert work[0] == len(batches) * (9 + full_evaluations(9, 5))  # nothing kept: the plain loop
     assert work[-1] == everything.layer_evaluations < 0.55 * work[0]
+
+
+@pytest.mark.parametrize("protect", [(), (4,)])
+def test_the_work_is_known_without_a_model(folder, protect, capsys):
+    path = tiny(folder, 0, layers=10)
+    model, batches = load_model(path), batches_of(folder, path, 5)
+    for states in (0, 2, 8, 12, 17, 1000):
+        memory = states * state_bytes(batches, itemsize=4)
+        search = sleb_search(model, batches, 3, protect, cache_bytes=memory)
+        removals = [removal.layer for removal in search.removals]
+        storage = Storage.fitting(10, states)
+        one = expected_evaluations(10, removals, storage, protect)
+        assert search.layer_evaluations == len(batches) * one
+        said = re.search(r"about (\d+) % of the layer evaluations", capsys.readouterr().err)
+        share = 100 * one / full_evaluations(10, 3)
+        assert abs(int(said[1]) - share) < 12  # which layers go is a guess before the search
+
+
+def test_55_percent_want_17_states():
+    def share(states, removals):
+        ran = expected_evaluations(36, removals, Storage.fitting(36, states))
+        return ran / full_evaluations(36, 9)
+
+    for removals in ([*range(1, 10)], [*range(26, 35)], [*range(4, 36, 4), 17]):
+        assert share(17, removals) <= 0.55
+        assert share(1000, removals) < share(34, removals) < share(4, removals)
+        assert share(4, removals) > 0.55
 
 
 def test_as_few_layers_run_as_the_known_prefixes_leave(folder):
@@ -189,6 +246,8 @@ class Killed(BaseException):
 def interrupted(folder, tmp_path, monkeypatch):
     """A search for three removals, killed while it looks for the third."""
     path, out = tiny(folder, 2, layers=10), tmp_path / "sleb.json"
+    shutil.copytree(folder / "samples", tmp_path / "samples")
+    folder = tmp_path
     search_to_file(path, folder, tmp_path / "whole.json")
     seen = 0
 
@@ -214,21 +273,26 @@ def comparable(path):
     return {k: v for k, v in body.items() if k != "layer_evaluations"}
 
 
-def test_a_killed_search_goes_on_after_its_last_removal(folder, interrupted, capsys):
+def test_a_killed_search_goes_on_after_its_last_removal(tmp_path, interrupted, capsys):
     path, out = interrupted
     whole = out.with_name("whole.json")
     # Less memory than before is allowed: that may be why it was killed.
-    search_to_file(path, folder, out, SETTINGS | {"cache_gb": 0})
+    search_to_file(path, tmp_path, out, SETTINGS | {"cache_gb": 0})
     assert "going on after 2 removals" in capsys.readouterr().err
     assert comparable(out) == comparable(whole)
     assert not out.with_name("sleb.progress.json").exists()
 
 
-@pytest.mark.parametrize("change", ["weights", "template", "seed", "settings", "protect", "torn"])
+CHANGES = ("weights", "template", "texts", "seed", "settings", "protect")
+RECORDS = ("torn", "{}", "[]", '{"key": 1, "search": {"removals": [{}]}}')  # none is whole
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *RECORDS])
 def test_progress_of_other_inputs_is_not_taken_up(folder, interrupted, capsys, change, tmp_path):
     path, out = interrupted
     progress = out.with_name("sleb.progress.json")
     settings, more = SETTINGS, {}
+    said = "of other weights, samples" if change in CHANGES else "not a whole record of a search"
     if change == "weights":
         path = tiny(folder, 3, layers=10)
     elif change == "template":
@@ -245,10 +309,14 @@ def test_progress_of_other_inputs_is_not_taken_up(folder, interrupted, capsys, c
         settings = SETTINGS | {"max_length": 255}
     elif change == "protect":
         more["protect"] = [8]
-    else:
+    elif change == "texts":
+        other_texts(tmp_path / "samples")
+    elif change == "torn":
         progress.write_text(progress.read_text()[:-30])
-    search_to_file(path, folder, out, settings, **more)
-    assert "sleb.progress.json: of other weights, samples or settings" in capsys.readouterr().err
+    else:
+        progress.write_text(change)
+    search_to_file(path, tmp_path, out, settings, **more)
+    assert f"sleb.progress.json: {said}" in capsys.readouterr().err
     fresh = tmp_path / "fresh.json"
-    search_to_file(path, folder, fresh, settings, **more)
+    search_to_file(path, tmp_path, fresh, settings, **more)
     assert fresh.read_bytes() == out.read_bytes()

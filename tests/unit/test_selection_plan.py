@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import write_json
+from interlace.scoring import stamps
+from interlace.scoring.stamps import weights_record
 from interlace.selection.losses import read_losses
 from interlace.selection.plan import make_plan, read_plan, write_plan
 from interlace.selection.scores import read_scores
@@ -100,6 +103,17 @@ def test_plans_for_another_depth_and_torn_ones_are_refused(tmp_path):
         {"order": body["drop"][1:]},
         {"protect": body["drop"][:1]},
         {"measures": [{"name": "layer", "unit": "", "size": 1, "values": [0.5]}]},
+        {"measures": [{"name": "layer", "unit": "", "size": 1, "values": ["x"] * 36}]},
+        {"measures": ["layer"]},
+        {"triplets": [1]},
+        {"drop": [float(layer) for layer in body["drop"]]},
+        {"drop": None},
+        {"num_layers": "36"},
+        {"seed": True},
+        {"ratio": "25"},
+        {"how_reached": None},
+        {"warnings": [3]},
+        {"calibration": "text"},
     ):
         write_json(out, body | change)
         with pytest.raises(InputError, match=r"plan\.json: not a valid plan"):
@@ -161,6 +175,12 @@ def test_one_shot_losses_make_a_plan(tmp_path):
         ("sleb", {"removals": [{"layer": 3}]}, "not a result of SLEB's search"),
         ("sleb", {"removals": [{"layer": 3, "loss": None}]}, "without layer 3 is None; search"),
         ("sleb", {"base_loss": None}, "loss without layer none is None"),
+        ("sleb", {"removals": removals(3, 4, 12)}, "removes 12, no layer of 0 to 11; search"),
+        ("sleb", {"removals": removals(3, -1, 4)}, "removes -1, no layer of 0 to 11"),
+        ("sleb", {"removals": removals(3, 4, 5, 3)}, "removes a layer twice; search again"),
+        ("sleb", {"removals": [{"layer": "3", "loss": 11.0}]}, "removes '3', no layer of 0 to 11"),
+        ("losses", {"losses": "abcdefghijkl"}, "not a file of losses"),
+        ("losses", {"losses": [True] * 12}, "the loss without layer 0 is True"),
         ("losses", {"model": "other"}, "losses on other, 12 layers; needed is m, 12: measure"),
         ("losses", {"losses": [1.0] * 11}, "11 losses for 12 layers; measure again"),
         ("losses", {"losses": [1.0] * 11 + ["x"]}, "the loss without layer 11 is x"),
@@ -188,6 +208,59 @@ def test_a_loss_that_is_not_a_number_is_refused(tmp_path):
     path.write_text(path.read_text().replace("11.0", "NaN", 1))
     with pytest.raises(InputError, match=r"losses\.json: the loss without layer 0 is nan"):
         read_losses(path, "m", 12)
+
+
+# The weights
+
+
+def weights(folder, content):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(content)
+    return weights_record(folder)
+
+
+@pytest.mark.parametrize("kind", ["windows", "sleb", "losses"])
+def test_scores_of_other_weights_of_the_same_key_and_depth_are_refused(tmp_path, kind, monkeypatch):
+    base = tmp_path / "base"
+    measured = weights(base, b"measured")
+    write_config(base, 12)
+    method = {"windows": "interlace", "sleb": "sleb", "losses": "shortened_llama"}[kind]
+    path = tmp_path / "found"
+    if kind == "windows":
+        made_up = random_windows(12)
+        save(path, replace(made_up, info=made_up.info | measured))
+    else:
+        body = {"removals": removals(3, 4, 5)} if kind == "sleb" else {"losses": [11.0] * 12}
+        loss_file(path, **body, **measured)
+
+    def write():
+        out = tmp_path / "p.json"
+        return write_plan(method, 25, base, out, {}, model_key="m", seed=0, **{kind: path})
+
+    expected = write().drop
+    with monkeypatch.context() as patch:  # nothing is read where sizes and times are the same
+        patch.setattr(stamps, "folder_digest", None)
+        assert write().drop == expected
+    (base / "model.safetensors").touch()
+    assert write().drop == expected  # the same bytes
+    (tmp_path / "p.json").unlink()
+    weights(base, b"trained.")
+    message = rf"found: measured on other weights than .*base holds .*{measured['model_digest']}"
+    with pytest.raises(InputError, match=message) as raised:
+        write()
+    assert "again" in str(raised.value)
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_slebs_plan_says_what_the_search_took(tmp_path):
+    write_config(tmp_path, 12)
+    work = {"layer_evaluations": 404, "layer_evaluations_uncached": 1000}
+    sleb = loss_file(tmp_path / "sleb.json", removals=removals(3, 4, 5), **work)
+    out = tmp_path / "p.json"
+    made = write_plan("sleb", 25, tmp_path, out, {}, model_key="m", seed=0, sleb=sleb)
+    said = "the search ran 404 of 1000 layer evaluations of the plain loop (40.4 %)"
+    assert said in made.how_reached
+    assert said in out.with_suffix(".md").read_text()
 
 
 # The sheet

@@ -8,7 +8,7 @@ import pytest
 from interlace.errors import InputError
 from interlace.scoring.store import write_windows
 from interlace.selection.scores import read_scores
-from tests.unit.score_tables import plan, random_windows, save
+from tests.unit.score_tables import plan, random_windows, save, table
 
 
 def columns_of(windows, size):
@@ -121,6 +121,44 @@ def test_wrong_scores_are_one_line_that_names_the_file(tmp_path, make, arguments
         read_scores(path, *arguments)
     assert "\n" not in str(raised.value)
     assert "windows.parquet" in str(raised.value) or str(raised.value).startswith("plan.")
+
+
+def test_a_mean_beyond_that_of_cosines_is_refused(tmp_path):
+    windows = random_windows(12)
+    sums = windows.sums.copy()
+    sums[2, windows.windows.index((3, 5))] *= 40
+    path = save(tmp_path / "windows.parquet", replace(windows, sums=sums))
+    message = r"windows\.parquet: the score of layers 5\.\.7 is \d+.* in a sample, no mean of cos"
+    with pytest.raises(InputError, match=message):
+        read_scores(path, "m", 12)
+    for bad in (-1.01, 1.01):
+        with pytest.raises(
+            InputError, match=rf"scores: the score of layers 0\.\.0 is {bad}, no mean"
+        ):
+            table([bad] + [0.5] * 11)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: replace(w, windows=[*w.windows[:-1], (3, 99)]), "no window of 3 layers from 99"),
+        (lambda w: replace(w, windows=[*w.windows[:-1], (0, 2)]), "no window of 0 layers from 2"),
+        (lambda w: replace(w, windows=[*w.windows[:-1], (1, -1)]), "no window of 1 layers from -1"),
+        (lambda w: replace(w, windows=[*w.windows[:-1], (2, 3)]), r"\(2, 3\) is there twice"),
+        (lambda w: replace(w, ids=[*w.ids[:-1], "s0"]), "the sample s0 is there twice"),
+        *(
+            (
+                lambda w, key=key: replace(w, info={k: v for k, v in w.info.items() if k != key}),
+                f"its metadata lack `{key}`",
+            )
+            for key in ("model", "model_digest", "text", "counts_known")
+        ),
+    ],
+)
+def test_tables_that_cannot_be_are_no_window_scores(tmp_path, change, message):
+    path = save(tmp_path / "w.parquet", change(random_windows(12)))
+    with pytest.raises(InputError, match=rf"w\.parquet: not a file of window scores .*{message}"):
+        read_scores(path, "m", 12)
 
 
 def test_no_sample_with_an_image_is_said(tmp_path):

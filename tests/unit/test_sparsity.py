@@ -215,6 +215,24 @@ def test_wrong_requests_are_refused(root):
     assert two_four_report(model)["zeros"] == 0
 
 
+@pytest.mark.parametrize("method", ["magnitude_2_4", "wanda_2_4"])
+def test_weights_that_are_not_finite_are_one_clear_error(root, batches, method):
+    model = load_model(root / "base")
+    decoder_layers(model)[3].mlp.up_proj.weight.data[0, 5] = float("nan")
+    with pytest.raises(InputError, match=r"layers\.3\.mlp\.up_proj\.weight holds NaN or infinity"):
+        prune_two_four(model, method, batches)
+    assert two_four_report(model)["zeros"] == 0
+
+
+def test_inputs_that_are_not_finite_are_one_clear_error(root, batches):
+    model = load_model(root / "base")
+    model.get_input_embeddings().weight.data.fill_(float("nan"))
+    with pytest.raises(
+        InputError, match=r"layers\.0\.self_attn\.q_proj: its inputs are not finite"
+    ):
+        prune_two_four(model, "wanda_2_4", batches)
+
+
 # -- every family ---------------------------------------------------------------------------------
 
 

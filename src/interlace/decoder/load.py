@@ -16,6 +16,7 @@ from transformers import (
     AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -94,12 +95,13 @@ def auto_class(config: PreTrainedConfig) -> type:
 
 def load_processor(
     path: str | Path, min_pixels: int | None = None, max_pixels: int | None = None
-) -> ProcessorMixin:
+) -> ProcessorMixin | PreTrainedTokenizerBase:
     """Load a checkpoint's processor; `min_pixels` and `max_pixels` bound the pixels of an image.
 
     Images outside the bounds are scaled, keeping their aspect. None keeps the checkpoint's own.
     Raises InputError if a bound is asked of an image processor that has none (all but Qwen's: they
-    scale to a fixed size or cut into tiles). Without an image processor there is nothing to bound.
+    scale to a fixed size or cut into tiles). A text-only model has its bare tokenizer as processor,
+    and nothing to bound; of a vision-language model that is refused.
     """
     path = _checkpoint_folder(path)
     try:

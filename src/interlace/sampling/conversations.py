@@ -19,6 +19,7 @@ turns such a file into a folder to draw from (`data.source: local`, `data.path: 
 import io
 import json
 import re
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ from interlace.sampling.domain import IMAGES, TEXTS
 
 JSON_NAME = "conversations.json"
 TAG = "<image>"
+MOST_IMAGE_BYTES = 256 * 1024**2
+"""An image file that is larger is left alone."""
 GROUP_ROWS = 64  # of an imported row group
 _IMPORTED = pa.schema([("images", IMAGES), ("texts", TEXTS), ("id", pa.string())])
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
@@ -135,13 +138,16 @@ def import_conversations(path: str | Path, out: str | Path) -> dict[str, Any]:
     Items that are no conversation between a human and gpt, or whose `<image>` do not match their
     images, are left out and counted by what is wrong, in `<out>/import.json` and in what is
     returned, next to how many items had an image elsewhere than at an end of the first message.
-    Whatever else is wrong with an item is seen when samples are drawn. Raises `InputError` for a
-    file that is no list of items.
+    An image that is no regular file of a raster format, or larger than `MOST_IMAGE_BYTES`, is left
+    empty and counted by what is wrong (`no_image`), so that its row is rejected when samples are
+    drawn; whatever else is wrong with an item is seen then too. Raises `InputError` for a file that
+    is no list of items.
     """
     path = Path(path)
     subsets: dict[str, list[dict[str, Any]]] = {}
     counts: dict[str, Any] = {"source": str(path), "items": 0, "kept": 0, "moved_images": 0}
     problems: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
     for number, item in enumerate(_read_items(path)):
         counts["items"] += 1
         try:
@@ -164,8 +170,10 @@ def import_conversations(path: str | Path, out: str | Path) -> dict[str, Any]:
             file = partial / name / "train-00000-of-00001.parquet"
             with pq.ParquetWriter(file, _IMPORTED) as writer:
                 for start in range(0, len(rows), GROUP_ROWS):
-                    loaded = [_load_images(row) for row in rows[start : start + GROUP_ROWS]]
+                    part = rows[start : start + GROUP_ROWS]
+                    loaded = [_load_images(row, missing) for row in part]
                     writer.write_table(pa.Table.from_pylist(loaded, schema=_IMPORTED))
+        counts["no_image"] = dict(missing)
         write_json(partial / "import.json", counts)
     return counts
 
@@ -178,8 +186,13 @@ def _read_items(path: Path) -> Iterator[Any]:
             ]
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as JSON lines ({error})") from error
+        except RecursionError:
+            raise InputError(f"{path}: nested too deep for a list of items") from None
     else:
-        body = read_json(path)
+        try:
+            body = read_json(path)
+        except RecursionError:
+            raise InputError(f"{path}: nested too deep for a list of items") from None
     if not isinstance(body, list):
         raise InputError(f"{path}: not a list of items with `conversations`")
     for item in body:
@@ -233,16 +246,36 @@ def _without_tags(text: str) -> tuple[str, bool]:
     return text.replace(TAG, ""), TAG in text
 
 
-def _load_images(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with its images' bytes; one that cannot be read has none, and is seen later."""
+def _load_images(row: dict[str, Any], missing: Counter[str]) -> dict[str, Any]:
+    """Return the row with its images' bytes; one that is none has none, which `missing` counts."""
     images = []
     for path in row["images"]:
-        try:
-            data = path.read_bytes()
-        except (OSError, ValueError):
-            data = None
+        data, problem = _read_image(path)
+        if problem is not None:
+            missing[problem] += 1
         images.append({"bytes": data, "path": path.name})
     return row | {"images": images}
+
+
+def _read_image(path: Path) -> tuple[bytes | None, str | None]:
+    """Return the bytes of an image file, or what is wrong with it; no device or pipe is opened."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            return None, "not a regular file"
+        if about.st_size > MOST_IMAGE_BYTES:
+            return None, f"more than {MOST_IMAGE_BYTES} bytes"
+        with path.open("rb") as file:
+            data = file.read(MOST_IMAGE_BYTES)
+    except FileNotFoundError:
+        return None, "not there"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return None, f"not readable ({type(error).__name__})"
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS):
+            return data, None
+    except Exception:  # Pillow's plugins raise what they like; all of it says: not an image
+        return None, "not an image"
 
 
 def main(arguments: list[str]) -> None:

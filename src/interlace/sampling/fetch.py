@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ import pyarrow.parquet as pq
 
 from interlace.errors import InputError
 from interlace.io import atomic_path, read_json, write_json
-from interlace.sampling.footers import SubsetFooters, group_span, parse_footer
+from interlace.sampling.footers import SubsetFooters, fetch_footer, footer_digest
 from interlace.sampling.ranges import RangeReader, one_line
 from interlace.sampling.source import Source
 
-MOST_UNPACKED = 8 * 1024**3
+MOST_UNPACKED = 1024**3
 """Bytes; a row group whose footer announces more is left alone: memory would not hold it."""
+
+IN_FLIGHT = 1024**3
+"""Bytes, packed and unpacked, of the row groups that are being fetched and decoded at one time."""
 
 Key = tuple[int, int]  # (row group within the subset, window)
 
@@ -34,27 +38,27 @@ class UnreadableRowGroupError(Exception):
 class Fetcher:
     """Fetches row groups ahead of their use; a context manager.
 
-    A row is known by its rank in the order that rows are drawn in. `limits` cut the ranks into
-    windows: what is spooled of a row group are its rows of one window, so that `row` keeps little
-    of each. A window's rows are all asked for before those of the next.
+    `windows` says which rows of a row group are spooled together: those of one window, so that
+    `row` keeps little of each. However many `workers` there are, no more than `IN_FLIGHT` bytes are
+    being decoded, or one row group.
     """
 
     def __init__(
         self,
         source: Source,
         footers: SubsetFooters,
-        ranks: np.ndarray,
-        limits: np.ndarray,
+        windows: np.ndarray,
         reader: RangeReader,
         spool: Path,
         workers: int,
     ) -> None:
-        """`ranks`: of each row of the subset; `limits`: ascending, the last one the number of rows."""
+        """`windows`: a number for each row of the subset."""
         self._source, self._footers, self._reader, self._spool = source, footers, reader, spool
         self._groups, self._schema = footers.groups, footers.schema
         ends = np.cumsum(self._groups["rows"])
         self._starts = ends - self._groups["rows"]
-        self._ranks, self._limits = ranks, limits
+        self._windows = windows
+        self._room = _Room(IN_FLIGHT)
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -69,16 +73,12 @@ class Fetcher:
         # What is under way is spooled before an error leaves, the rest isn't begun.
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def window(self, ranks: np.ndarray) -> np.ndarray:
-        """Return the window that each rank falls into."""
-        return np.searchsorted(self._limits, ranks, side="right")
-
     def spooled_rows(self, key: Key) -> np.ndarray:
         """Return the rows, numbered within their group, that the spool holds under `key`."""
         group, window = key
         start = self._starts[group]
-        ranks = self._ranks[start : start + self._groups["rows"][group]]
-        return np.flatnonzero(self.window(ranks) == window)
+        windows = self._windows[start : start + self._groups["rows"][group]]
+        return np.flatnonzero(windows == window)
 
     def fetch(self, keys: list[Key]) -> Iterator[tuple[Key, pa.Table | str]]:
         """Yield the rows under each key, in the order of `keys`, or why they cannot be read.
@@ -115,34 +115,34 @@ class Fetcher:
         path = self._path(key, "arrow")
         if path.exists() or self._path(key, "json").exists():
             return
-        try:
-            table = self._group(key[0])
-        except UnreadableRowGroupError as error:
-            write_json(self._path(key, "json"), {"unreadable": str(error)})
-            return
-        wanted = self.spooled_rows(key)
-        if len(wanted) < len(table):
-            table = table.take(wanted)
-        with (
-            atomic_path(path) as partial,
-            pa.OSFile(str(partial), "wb") as file,
-            pa.ipc.new_file(file, table.schema) as writer,
-        ):
-            writer.write_table(table)
+        length, unpacked = (int(self._groups[name][key[0]]) for name in ("length", "unpacked"))
+        with self._room.of(length + max(0, min(unpacked, MOST_UNPACKED))):
+            try:
+                table = self._group(key[0])
+            except UnreadableRowGroupError as error:
+                write_json(self._path(key, "json"), {"unreadable": str(error)})
+                return
+            wanted = self.spooled_rows(key)
+            if len(wanted) < len(table):
+                table = table.take(wanted)
+            options = pa.ipc.IpcWriteOptions(compression="lz4")  # zeros must not fill the disk
+            with (
+                atomic_path(path) as partial,
+                pa.OSFile(str(partial), "wb") as file,
+                pa.ipc.new_file(file, table.schema, options=options) as writer,
+            ):
+                writer.write_table(table)
 
     def _group(self, group: int) -> pa.Table:
         """Fetch and decode a row group; one that can't be decoded is fetched once more."""
         shard = str(self._groups["shard"][group])
-        number, rows, start, length, unpacked = (
-            int(self._groups[name][group])
-            for name in ("row_group", "rows", "start", "length", "unpacked")
+        number, start, length, unpacked = (
+            int(self._groups[name][group]) for name in ("row_group", "start", "length", "unpacked")
         )
         if unpacked > MOST_UNPACKED:
             raise UnreadableRowGroupError(f"announces {unpacked} bytes, more than {MOST_UNPACKED}")
         path = self._source.path(self._footers.name, shard)
         metadata = self._metadata_of(shard, group)
-        if group_span(metadata, number) != (rows, start, length, unpacked):
-            raise InputError(_changed(path))
         for last in (False, True):
             data = self._reader.read(path, start, length)
             try:
@@ -159,17 +159,18 @@ class Fetcher:
         with lock:
             if shard not in self._metadata:
                 size, length = (int(self._groups[name][group]) for name in ("size", "footer"))
+                mark = str(self._groups["digest"][group])
                 spooled = self._spool / f"{self._first_group(shard):07d}.footer"
                 path = self._source.path(self._footers.name, shard)
-                if not spooled.exists() or spooled.stat().st_size != length:
-                    footer = self._reader.read(path, size - length, length)
+                footer = spooled.read_bytes() if spooled.exists() else b""
+                if footer_digest(footer) != mark:
+                    footer = fetch_footer(self._reader, path, size, length, mark)
+                    if footer is None:
+                        raise InputError(_changed(path))
                     with atomic_path(spooled) as partial:
                         partial.write_bytes(footer)
-                try:
-                    self._metadata[shard] = parse_footer(spooled.read_bytes())
-                except (pa.ArrowException, OSError) as error:
-                    spooled.unlink()
-                    raise InputError(_changed(path)) from error
+                # The very bytes that were parsed for the plan, in a process that could be spared.
+                self._metadata[shard] = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
             return self._metadata[shard]
 
     def _first_group(self, shard: str) -> int:
@@ -198,6 +199,26 @@ def decode_group(
         return pa.concat_tables(tables, promote_options="permissive").cast(schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnreadableRowGroupError(one_line(error)) from error
+
+
+class _Room:
+    """Lets threads in while what they hold together stays below a limit; one is always let in."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, amount: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._limit)
+            self._held += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held -= amount
+                self._changed.notify_all()
 
 
 class _Piece(io.RawIOBase):

@@ -1,17 +1,18 @@
 """What the footers of a data set's shards say, read by range requests and nothing else.
 
-A footer is asked for by the last bytes of its file; if it is longer, once more. What is known of a
-subset is saved as soon as all its shards are read, so that a killed reading goes on from there.
+A footer is asked for by the last bytes of its file; if it is longer, once more. What is known is
+saved every few shards, so that a killed reading goes on from there. A footer of no use is read once
+more, in case the network spoiled it, and its refusal is never saved.
 """
 
-import base64
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ import pyarrow.parquet as pq
 
 from interlace.io import atomic_path
 from interlace.progress import track
-from interlace.sampling.ranges import RangeReader, one_line
+from interlace.sampling.footer_parser import PARSER, pack, unpack
+from interlace.sampling.ranges import RangeReader
 from interlace.sampling.rows import schema_complaint
+from interlace.sampling.schemas import unify
 from interlace.sampling.source import Shard, Source
 
+SAVE_EVERY = 32  # shards
 FIRST_GUESS = 48 * 1024  # twenty row groups of FineVision's thirteen columns need about 40 kB
+_ANY_SIZE = 2**62
 _MAGIC = 8  # bytes of footer length and magic number at the end of a file
 
 _GROUPS = pa.schema(
@@ -35,6 +40,7 @@ _GROUPS = pa.schema(
         ("shard", pa.string()),
         ("size", pa.int64()),  # of the shard, in bytes
         ("footer", pa.int64()),  # length with its trailing eight bytes; 0 where refused
+        ("digest", pa.string()),  # of the footer; null where refused
         ("schema", pa.int32()),  # index into the file's list of schemas
         ("refused", pa.string()),  # why the shard is of no use; null where it is
         ("row_group", pa.int32()),  # -1 in the only row of a shard without row groups
@@ -68,8 +74,8 @@ class SubsetFooters:
         )
         return {
             name: table[name].to_numpy(zero_copy_only=False)
-            for name in ("shard", "size", "footer", "schema", "row_group", "rows", "start",
-                         "length", "unpacked")
+            for name in ("shard", "size", "footer", "digest", "schema", "row_group", "rows",
+                         "start", "length", "unpacked")
         }  # fmt: skip
 
     @property
@@ -94,7 +100,7 @@ class SubsetFooters:
         used = np.unique(self.groups["schema"])
         if not len(used):
             return pa.schema([])
-        return _unify([self.schemas[i] for i in self.by_rows(used)])[0]
+        return unify([self.schemas[i] for i in self.by_rows(used)])[0]
 
     def by_rows(self, used: np.ndarray) -> list[int]:
         """Return schema numbers, those of most rows first, so that an odd shard can't outvote them."""
@@ -116,30 +122,69 @@ def read_footers(
     Raises `InputError` where a shard cannot be fetched.
     """
     known = {name: _load(cache, name, files) for name, files in shards.items()}
-    missing = [shard for name, files in shards.items() if known[name] is None for shard in files]
     guesses = _Guesses()
     with ThreadPoolExecutor(settings["workers"]) as pool:
+        read = partial(_read_shards, pool, partial(_read_shard, source, reader, guesses), cache)
         try:
-            read = pool.map(lambda shard: _read_shard(source, reader, guesses, shard), missing)
-            if missing:
-                read = track(read, "reading footers", total=len(missing), unit="shard")
-            for name, files in shards.items():
-                if known[name] is None:
-                    known[name] = _gather(name, [next(read) for _ in files])
-                    _save(cache, known[name])
-            for _ in read:  # exhausted, so that the progress reports its end
-                raise AssertionError("a footer that no shard asked for")
+            read(
+                known,
+                [s for name, files in shards.items() for s in files if s.name not in known[name]],
+            )
+            found = {name: _gather(known[name], files) for name, files in shards.items()}
+            doubted = _doubted(found, shards, settings)
+            if doubted:
+                read(known, doubted)
+                for name in {shard.subset for shard in doubted}:
+                    found[name] = _gather(known[name], shards[name])
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return [_refuse_unusable(known[name], settings) for name in shards]
+    return [_refuse_unusable(subset, settings) for subset in found.values()]
+
+
+def _read_shards(
+    pool: ThreadPoolExecutor,
+    read: Callable[[Shard], "_Footer"],
+    cache: Path,
+    known: dict[str, dict[str, "_Footer"]],
+    shards: list[Shard],
+) -> None:
+    """Read footers into `known`, saving what is new every `SAVE_EVERY` shards and at the end."""
+    if not shards:
+        return
+    unsaved: set[str] = set()
+    done = as_completed([pool.submit(read, shard) for shard in shards])
+    try:
+        for number, future in enumerate(
+            track(done, "reading footers", total=len(shards), unit="shard"), 1
+        ):
+            footer = future.result()
+            known[footer.shard.subset][footer.shard.name] = footer
+            unsaved.add(footer.shard.subset)
+            if number % SAVE_EVERY == 0:
+                while unsaved:
+                    _save(cache, name := unsaved.pop(), known[name])
+    finally:
+        for name in unsaved:
+            _save(cache, name, known[name])
+
+
+def _doubted(
+    found: dict[str, SubsetFooters], shards: dict[str, list[Shard]], settings: dict[str, Any]
+) -> list[Shard]:
+    """Return the shards whose footer is whole but of no use: a flipped letter may be all of it."""
+    doubted = []
+    for name, subset in found.items():
+        why = _refuse_unusable(subset, settings).refused
+        doubted += [s for s in shards[name] if s.name in why and s.name not in subset.refused]
+    return doubted
 
 
 def save_index(path: Path, subsets: Iterable[SubsetFooters]) -> None:
     """Write footers as one Parquet file, sorted by subset as they come, atomically."""
     tables, schemas = [], {}
     for subset in subsets:
-        numbers = [schemas.setdefault(_pack(s), len(schemas)) for s in subset.schemas]
+        numbers = [schemas.setdefault(pack(s), len(schemas)) for s in subset.schemas]
         column = subset.table["schema"].to_numpy()
         mapped = np.array([*numbers, -1])[column] if len(column) else column
         place = subset.table.schema.get_field_index("schema")
@@ -157,7 +202,7 @@ def load_index(path: Path, subset: str | None = None) -> list[SubsetFooters]:
     filters = [("subset", "==", subset)] if subset is not None else None
     table = pq.read_table(path, filters=filters)
     packed = json.loads((pq.read_schema(path).metadata or {})[b"schemas"])
-    schemas = tuple(_unpack(text) for text in packed)
+    schemas = tuple(unpack(text) for text in packed)
     table = table.replace_schema_metadata(None)
     names = table["subset"].to_pylist() if subset is None else []
     bounds = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]] or [0]
@@ -176,6 +221,7 @@ class _Footer:
     shard: Shard
     refused: str | None = None
     length: int = 0
+    digest: str | None = None
     schema: str = ""
     groups: np.ndarray | None = None  # (row groups, 4): rows, start, length, unpacked
 
@@ -197,9 +243,15 @@ class _Guesses:
 
 
 def _read_shard(source: Source, reader: RangeReader, guesses: _Guesses, shard: Shard) -> _Footer:
-    path = source.path(shard.subset, shard.name)
+    """Read a footer; one of no use is read once more before it is refused."""
     if shard.size < 12:
         return _Footer(shard, f"truncated or not Parquet ({shard.size} bytes)")
+    path = source.path(shard.subset, shard.name)
+    found = _read_once(path, reader, guesses, shard)
+    return _read_once(path, reader, guesses, shard) if found.refused is not None else found
+
+
+def _read_once(path: str, reader: RangeReader, guesses: _Guesses, shard: Shard) -> _Footer:
     asked = min(shard.size, max(guesses.of(shard.subset), _MAGIC))
     tail = reader.read(path, shard.size - asked, asked)
     length = int.from_bytes(tail[-8:-4], "little") + _MAGIC
@@ -207,46 +259,46 @@ def _read_shard(source: Source, reader: RangeReader, guesses: _Guesses, shard: S
         return _Footer(shard, "truncated or not Parquet (it does not end in a footer)")
     if length > asked:
         tail = reader.read(path, shard.size - length, length - asked) + tail
+    footer = tail[-length:]
+    parsed = PARSER.parse(footer, shard.size)
+    if parsed.refused is not None:
+        return _Footer(shard, parsed.refused)
     guesses.learn(shard.subset, length)
-    try:
-        return _parse(shard, tail[-length:])
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        return _Footer(shard, f"truncated or not Parquet ({one_line(error)})")
+    return _Footer(shard, None, length, footer_digest(footer), parsed.schema, parsed.groups)
+
+
+def footer_digest(footer: bytes) -> str:
+    """Return what tells a footer from any other, spoiled or of another version of its file."""
+    return hashlib.blake2b(footer, digest_size=8).hexdigest()
+
+
+def fetch_footer(
+    reader: RangeReader, path: str, size: int, length: int, digest: str
+) -> bytes | None:
+    """Return the footer that was planned with, or None if the file's is another.
+
+    `size`: of the file; `length`, `digest`: of the footer. Bytes that differ are read once more.
+    """
+    for _ in range(2):
+        footer = reader.read(path, size - length, length)
+        if footer_digest(footer) == digest:
+            return footer
+    return None
 
 
 def parse_footer(footer: bytes) -> pq.FileMetaData:
-    """Return the metadata in a file's last bytes; the file before them is not needed."""
+    """Return the metadata in a file's last bytes; the file before them is not needed.
+
+    Raises `OSError` for bytes that are none or that the reader would not survive.
+    """
+    parsed = PARSER.parse(footer, _ANY_SIZE)
+    if parsed.refused is not None:
+        raise OSError(parsed.refused)
     return pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
 
 
-def group_span(metadata: pq.FileMetaData, number: int) -> tuple[int, int, int, int]:
-    """Return a row group's rows, first byte, length in the file and bytes when unpacked."""
-    group = metadata.row_group(number)
-    if group.num_rows == 0:  # nothing is written for it, and its offsets mean nothing
-        return 0, 4, 0, 0
-    starts, ends = [], []
-    for i in range(group.num_columns):
-        column = group.column(i)
-        start = column.data_page_offset
-        if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-            start = column.dictionary_page_offset
-        starts.append(start)
-        ends.append(start + column.total_compressed_size)
-    start = min(starts, default=4)
-    return group.num_rows, start, max(ends, default=4) - start, group.total_byte_size
-
-
-def _parse(shard: Shard, footer: bytes) -> _Footer:
-    metadata = parse_footer(footer)
-    groups = np.zeros((metadata.num_row_groups, 4), np.int64)
-    for number in range(metadata.num_row_groups):
-        groups[number] = rows, start, length, _ = group_span(metadata, number)
-        if rows < 0 or start < 4 or length < 0 or start + length > shard.size - len(footer):
-            return _Footer(shard, f"row group {number} lies outside the file")
-    return _Footer(shard, None, len(footer), _pack(metadata.schema.to_arrow_schema()), groups)
-
-
-def _gather(name: str, footers: list[_Footer]) -> SubsetFooters:
+def _gather(known: dict[str, _Footer], files: list[Shard]) -> SubsetFooters:
+    name, footers = files[0].subset, [known[shard.name] for shard in files]
     schemas: dict[str, int] = {}
     columns: dict[str, list[np.ndarray | list[Any]]] = {field: [] for field in _GROUPS.names}
     for footer in footers:
@@ -257,7 +309,8 @@ def _gather(name: str, footers: list[_Footer]) -> SubsetFooters:
         schema = schemas.setdefault(footer.schema, len(schemas)) if footer.schema else -1
         for field, value in (
             ("subset", name), ("shard", footer.shard.name), ("size", footer.shard.size),
-            ("footer", footer.length), ("schema", schema), ("refused", footer.refused),
+            ("footer", footer.length), ("digest", footer.digest), ("schema", schema),
+            ("refused", footer.refused),
         ):  # fmt: skip
             columns[field].append([value] * len(groups))
         for field, values in zip(
@@ -269,7 +322,7 @@ def _gather(name: str, footers: list[_Footer]) -> SubsetFooters:
         for field in _GROUPS
     ]
     table = pa.Table.from_arrays(arrays, schema=_GROUPS).combine_chunks()
-    return SubsetFooters(name, table, tuple(_unpack(text) for text in schemas))
+    return SubsetFooters(name, table, tuple(unpack(text) for text in schemas))
 
 
 # -- what of it is usable -----------------------------------------------------------------------
@@ -284,7 +337,7 @@ def _refuse_unusable(subset: SubsetFooters, settings: dict[str, Any]) -> SubsetF
             why[number] = problem
     rest = np.array([i for i in range(len(subset.schemas)) if i not in why], dtype=np.int64)
     used = subset.by_rows(rest)
-    why |= {used[k]: text for k, text in _unify([subset.schemas[i] for i in used])[1].items()}
+    why |= {used[k]: text for k, text in unify([subset.schemas[i] for i in used])[1].items()}
     if not why:
         return subset
     refused = [
@@ -298,67 +351,38 @@ def _refuse_unusable(subset: SubsetFooters, settings: dict[str, Any]) -> SubsetF
     return SubsetFooters(subset.name, table, subset.schemas)
 
 
-def _unify(schemas: list[pa.Schema]) -> tuple[pa.Schema, dict[int, str]]:
-    """Return the schema of all and, by position, why some can't be joined with those before."""
-    unified, contradicting = pa.schema([]), {}
-    for position, schema in enumerate(schemas):
-        try:
-            # Arrow would widen text to binary, and no row would have texts any more.
-            for place, is_text in _texts(schema).items():
-                if _texts(unified).get(place, is_text) != is_text:
-                    raise pa.ArrowTypeError(f"{place}: text here, binary there")
-            unified = pa.unify_schemas([unified, schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            contradicting[position] = (
-                f"its columns contradict those of other shards ({one_line(error)})"
-            )
-    return unified, contradicting
+def _save(cache: Path, name: str, known: dict[str, _Footer]) -> None:
+    """Keep the footers of use; other processes may do the same at the same time."""
+    good = {shard: known[shard] for shard in sorted(known) if known[shard].refused is None}
+    if good:
+        mine = cache / f".{name}.{os.getpid()}"
+        save_index(mine, [_gather(good, [footer.shard for footer in good.values()])])
+        mine.replace(cache / f"{name}.parquet")
 
 
-def _texts(schema: pa.Schema) -> dict[str, bool]:
-    """Return whether each string or binary, however deep in lists and structs, is a string."""
-    found: dict[str, bool] = {}
-
-    def visit(place: str, kind: pa.DataType) -> None:
-        if pa.types.is_struct(kind):
-            for field in kind:
-                visit(f"{place}.{field.name}", field.type)
-        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            visit(f"{place}[]", kind.value_type)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            found[place] = True
-        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            found[place] = False
-
-    for field in schema:
-        visit(field.name, field.type)
-    return found
-
-
-def _pack(schema: pa.Schema) -> str:
-    return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode("ascii")
-
-
-def _unpack(text: str) -> pa.Schema:
-    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
-
-
-def _save(cache: Path, subset: SubsetFooters) -> None:
-    """Keep what is known of a subset; other processes may do the same at the same time."""
-    mine = cache / f".{subset.name}.{os.getpid()}"
-    save_index(mine, [subset])
-    mine.replace(cache / f"{subset.name}.parquet")
-
-
-def _load(cache: Path, name: str, files: list[Shard]) -> SubsetFooters | None:
-    """Return what `cache` has of a subset, if it is of these very files; a torn file is as none."""
+def _load(cache: Path, name: str, files: list[Shard]) -> dict[str, _Footer]:
+    """Return what `cache` has of these very files of a subset; a torn file is as none."""
     path = cache / f"{name}.parquet"
     try:
         found = load_index(path)
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
-    if len(found) != 1 or found[0].name != name:
-        return None
+        schemas = [pack(schema) for schema in found[0].schemas]
+    except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
+        return {}
     table = found[0].table
-    seen = dict(zip(table["shard"].to_pylist(), table["size"].to_pylist(), strict=True))
-    return found[0] if seen == {shard.name: shard.size for shard in files} else None
+    if len(found) != 1 or found[0].name != name or table.schema != _GROUPS:
+        return {}
+    columns = {field: table[field].to_pylist() for field in _GROUPS.names}
+    spans = np.stack([table[f].to_numpy() for f in ("rows", "start", "length", "unpacked")], 1)
+    shards = columns["shard"]
+    bounds = [i for i in range(len(shards)) if i == 0 or shards[i] != shards[i - 1]]
+    wanted = {shard.name: shard for shard in files}
+    footers = {}
+    for a, b in zip(bounds, [*bounds[1:], len(shards)], strict=True):
+        shard = wanted.get(shards[a])
+        if shard is not None and shard.size == columns["size"][a]:
+            groups = spans[a:b] if columns["row_group"][a] >= 0 else spans[:0]
+            footers[shard.name] = _Footer(
+                shard, None, columns["footer"][a], columns["digest"][a],
+                schemas[columns["schema"][a]], groups,
+            )  # fmt: skip
+    return footers

@@ -25,10 +25,13 @@ from interlace.sampling.subset import FILE, MANIFEST
 
 RULES = {
     "row": "uniform without replacement within each subset: floor(fraction * rows), at least "
-    "min_per_subset; rejected rows replaced by the next of the same random order",
+    "min_per_subset; rejected rows replaced by the next of the same random order, so that what is "
+    "kept is uniform among the rows that are not rejected",
     "row_group": "whole row groups drawn within each subset so that every row is as likely as any "
-    "other, one of them in part: floor(fraction * rows), at least min_per_subset; rejected rows "
-    "replaced from that one, then from row groups in random order",
+    "other, one of them in part: floor(fraction * rows), at least min_per_subset; as many rows as "
+    "were rejected are drawn in the same way among all rows not drawn yet, and so on. Where rows of "
+    "a group are rejected together, what is kept is uniform up to a relative deviation of the order "
+    "of one row group's share of its subset",
     "first": "the first rows of each subset, as the released code takes them: floor(fraction * "
     "rows), at least min_per_subset; rejected rows replaced by those that follow",
 }
@@ -60,24 +63,25 @@ def merge_samples(
             f"{body['source']}: no row was kept; raise data.fraction, data.min_per_subset, "
             f"data.max_images or data.max_turns ({_rejections(table)})"
         )
-    chosen = calibration_split(
-        np.array(table["subset"].to_pylist(), dtype=object),
-        kept,
-        settings["calibration_fraction"],
-        seed,
-    )
+    names = np.array(table["subset"].to_pylist(), dtype=object)
+    rows = _source_rows(table)
+    fraction = settings["calibration_fraction"]
+    chosen = calibration_split(names, rows, kept, fraction, seed)
+    wanted = calibration_quota(names, kept, fraction)
     tuned = kept & ~chosen if settings["calibration_held_out"] else kept
     if not tuned.any():
         raise InputError(
             "data.calibration_held_out: every kept sample is in the calibration split; lower "
             "data.calibration_fraction or raise data.fraction"
         )
+    if settings["calibration_held_out"]:
+        assert not set(rows[chosen]) & set(rows[tuned]), "a source row on both sides of the split"
     _check_unique(table, kept)
     table = table.append_column("calibration", pa.array(chosen))
     table = table.append_column("finetune", pa.array(tuned))
     marked = Counter(table.filter(table["calibration"])["subset"].to_pylist())
     body["subsets"] = {
-        name: _finished(entry, counts.get(name), marked[name])
+        name: _finished(entry, counts.get(name), marked[name], wanted.get(name, 0))
         for name, entry in body["subsets"].items()
     }
     with atomic_path(out, directory=True) as partial:
@@ -96,31 +100,79 @@ def merge_samples(
             )
 
 
-def calibration_split(
-    subsets: np.ndarray, kept: np.ndarray, fraction: float, seed: int
-) -> np.ndarray:
-    """Return a mask of round(fraction * kept) kept samples, at least one, spread over the subsets.
+def calibration_quota(subsets: np.ndarray, kept: np.ndarray, fraction: float) -> dict[str, int]:
+    """Return how many of the kept samples of each subset are wanted for calibration.
 
-    `subsets`, `kept`: subset of each manifest row and whether it is a kept sample. Each subset
-    gets floor(fraction * its kept samples); what is left of the total goes, one each, to the
-    subsets with the largest fractional parts (ties: by name). Within a subset the samples are drawn
-    uniformly with a seed of its own.
+    round(fraction * kept) in all, at least one. Each subset gets floor(fraction * its kept samples);
+    what is left of the total goes, one each, to the subsets with the largest fractional parts (ties:
+    by name).
     """
-    members = {name: np.flatnonzero(kept & (subsets == name)) for name in np.unique(subsets[kept])}
     share = Fraction(str(fraction))
-    exact = {name: share * len(group) for name, group in members.items()}
+    names, sizes = np.unique(subsets[kept], return_counts=True)
+    exact = {name: share * int(size) for name, size in zip(names, sizes, strict=True)}
     quota = {name: int(value) for name, value in exact.items()}
     total = max(1, round(share * int(kept.sum())))
     largest_first = sorted(exact, key=lambda name: (quota[name] - exact[name], name))
     for name in largest_first[: total - sum(quota.values())]:
         quota[name] += 1
+    return quota
+
+
+def calibration_split(
+    subsets: np.ndarray, rows: np.ndarray, kept: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+    """Return a mask of the calibration samples, spread over the subsets by `calibration_quota`.
+
+    `subsets`, `rows`, `kept`: subset and source row of each manifest row, and whether it is a kept
+    sample. The samples of one source row, the answers to one question about one image, fall on the
+    same side: within a subset source rows are drawn uniformly, with a seed of its own, and those
+    that would exceed the quota passed over; it is missed by less than a row's samples, and by none
+    where every row gives one.
+    """
     chosen = np.zeros(len(kept), dtype=bool)
-    for name, group in members.items():
+    quota = calibration_quota(subsets, kept, fraction)
+    for name, wanted in quota.items():
+        members = np.flatnonzero(kept & (subsets == name))
+        _, first, number = np.unique(rows[members], return_index=True, return_inverse=True)
+        # Source rows numbered as they stand in the manifest.
+        number = np.argsort(np.argsort(first))[number]
+        sizes = np.bincount(number)
         generator = np.random.default_rng(derive_seed(seed, str(name), "calibration"))
-        chosen[group[generator.choice(len(group), size=quota[name], replace=False)]] = True
-    assert int(chosen.sum()) == total, "a calibration split of another size than was asked for"
+        picked = _whole_rows(sizes, wanted, generator)
+        chosen[members[np.isin(number, picked)]] = True
+        missed = abs(int(sizes[picked].sum()) - wanted)
+        assert missed < sizes.max(), "a calibration split of another size than was asked for"
+    if not chosen.any():  # every row has more samples than are wanted
+        name = max(quota, key=lambda name: (quota[name], name))
+        first = rows[np.flatnonzero(kept & (subsets == name))[0]]
+        chosen = kept & (subsets == name) & (rows == first)
     assert not (chosen & ~kept).any(), "a rejected row in the calibration split"
+    assert not set(rows[chosen]) & set(rows[kept & ~chosen]), "a source row in part"
     return chosen
+
+
+def _whole_rows(sizes: np.ndarray, wanted: int, generator: np.random.Generator) -> list[int]:
+    """Return source rows, of `sizes` samples each, that have about `wanted` samples together."""
+    order = generator.choice(len(sizes), size=min(wanted, len(sizes)), replace=False)
+    if sizes.max() > 1:
+        order = np.append(order, generator.permutation(np.setdiff1d(np.arange(len(sizes)), order)))
+    picked, left = [], wanted
+    for row in order.tolist():
+        if sizes[row] <= left:
+            picked.append(row)
+            left -= int(sizes[row])
+    # All others have more samples than are missing still.
+    others = order[~np.isin(order, picked)].tolist() if left else []
+    nearest = min(others, key=lambda row: sizes[row], default=None)
+    if nearest is not None and sizes[nearest] - left < left:
+        picked.append(nearest)
+    return picked
+
+
+def _source_rows(table: pa.Table) -> np.ndarray:
+    """Return a name for the row of the source that each manifest row was made from."""
+    columns = (table[name].to_pylist() for name in ("subset", "shard", "row_group", "row"))
+    return np.array(["/".join(map(str, place)) for place in zip(*columns, strict=True)], object)
 
 
 def _check_unique(table: pa.Table, kept: np.ndarray) -> None:
@@ -153,14 +205,16 @@ _NONE = dict.fromkeys(
 
 
 def _finished(
-    planned: dict[str, Any], counted: dict[str, Any] | None, calibration: int
+    planned: dict[str, Any], counted: dict[str, Any] | None, calibration: int, wanted: int
 ) -> dict[str, Any]:
     """Return a subset's numbers; zeros for one that the plan draws nothing from."""
     if counted is None:
         rejected = {"rejected": dict.fromkeys(REASONS, 0)}
         counted = {"rows": planned["rows"], "target": 0} | _NONE | rejected
+        counted["dropped_fields"] = []
     return counted | {
         "calibration": calibration,
+        "calibration_wanted": wanted,
         "footer_bytes": planned["footer_bytes"],
         "shards": planned["shards"],
         "refused_shards": len(planned["refused"]),
@@ -189,7 +243,8 @@ def _summary(
         "address": body["address"],
         "revision": body["revision"],
         "settings": settings,
-        "rule": f"{RULES[settings['unit']]}; calibration stratified by largest remainders",
+        "rule": f"{RULES[settings['unit']]}; calibration stratified by "
+        "largest remainders, whole source rows on one side",
         "expected": body["units"],
         "passed_over": body["passed_over"],
         "total": total,

@@ -16,10 +16,11 @@ from interlace.errors import InputError
 from interlace.io import digest, read_json, remove, write_json
 from interlace.provenance import stamp
 from interlace.sampling.draw import rows_per_group, sample_size
+from interlace.sampling.fetch import MOST_UNPACKED
 from interlace.sampling.footers import SubsetFooters, load_index, read_footers, save_index
-from interlace.sampling.ranges import RangeReader
+from interlace.sampling.ranges import RangeReader, masked
 from interlace.sampling.settings import UNITS, complete, plan_settings
-from interlace.sampling.source import HUB, Source, list_shards, open_source
+from interlace.sampling.source import Source, cache_folder, list_shards, open_source
 
 # ASSUME: at most so many subsets are fetched at the same time, each with a spool of its own.
 JOBS = 8
@@ -47,6 +48,10 @@ def plan_samples(
     shards, passed_over = list_shards(
         source, settings["subsets"], settings["retries"], settings["format"] != "finevision"
     )
+    if source.snapshot:
+        say(
+            f"{source.address}: offline, {len(shards)} subsets of the local snapshot are all there is"
+        )
     reader = RangeReader(source.filesystem, settings["retries"])
     work = out.with_name(f".{out.name}.footers")
     footers = read_footers(source, shards, settings, reader, _cache(source, work))
@@ -66,7 +71,7 @@ def plan_samples(
             seed=seed,
             num_samples=sum(entry["target"] for entry in subsets.values()),
         ),
-        "source": str(address),
+        "source": masked(str(address)),
         "address": source.address,
         "revision": source.revision,
         "settings": plan_settings(settings),
@@ -106,12 +111,9 @@ def load(folder: Path, subset: str) -> tuple[dict[str, Any], SubsetFooters]:
 
 def _cache(source: Source, work: Path) -> Path:
     """Return where footers are kept: for good only if a commit says that they never change."""
-    if source.revision is None:
+    folder = cache_folder(source)
+    if folder is None:
         return work
-    from huggingface_hub import constants
-
-    name = source.address.removeprefix(HUB).replace("/", "--")
-    folder = Path(constants.HF_HOME) / "interlace" / "footers" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -142,6 +144,7 @@ def _subset(subset: SubsetFooters, settings: dict[str, Any]) -> dict[str, Any]:
         "row_groups": len(subset.groups["rows"]),
         "bytes": int(subset.groups["length"].sum()),
         "footer_bytes": sum(footers.values()),
+        "too_large": int((subset.groups["unpacked"] > MOST_UNPACKED).sum()),
         "refused": subset.refused,
     }
 
@@ -150,18 +153,22 @@ def _cost(subset: SubsetFooters, target: int, unit: str, seed: int) -> dict[str,
     """Return what the first `target` rows of a subset take; replacements come on top.
 
     `bytes`: of the row groups that hold a drawn row and the footers of their shards, in full.
-    `bytes_kept`: the rows' share of their row groups.
+    `bytes_kept`: the rows' share of their row groups. `bytes_unpacked`: what lies in the spool, as
+    Arrow has it: of the row groups, or by `row` of the rows.
     """
     groups = subset.groups
     sizes, lengths = groups["rows"], groups["length"]
     taken = rows_per_group(sizes, target, unit, seed, subset.name) if target else 0 * sizes
     touched = taken > 0
+    share = taken[touched] / sizes[touched]
+    unpacked = np.where(groups["unpacked"] > MOST_UNPACKED, 0, groups["unpacked"])[touched]
     footers = dict(zip(groups["shard"][touched], groups["footer"][touched], strict=True))
     return {
         "rows": target,
         "row_groups": int(touched.sum()),
         "bytes": int(lengths[touched].sum()) + int(sum(footers.values())),
-        "bytes_kept": int(np.round(lengths[touched] * (taken[touched] / sizes[touched])).sum()),
+        "bytes_kept": int(np.round(lengths[touched] * share).sum()),
+        "bytes_unpacked": int((unpacked * share if unit == "row" else unpacked).sum()),
     }
 
 
@@ -200,16 +207,24 @@ def _remarks(body: dict[str, Any]) -> list[str]:
         for name, entry in body["subsets"].items()
         if not entry["rows"]
     ]
+    lines += [
+        f"{name}: {entry['too_large']} of its {entry['row_groups']} row groups announce more than "
+        f"{_size(MOST_UNPACKED)} unpacked each; their rows cannot be read and are rejected"
+        for name, entry in body["subsets"].items()
+        if entry["too_large"]
+    ]
     passed = body["passed_over"]
     if passed:
-        lines.append(f"{len(passed)} shards of other splits are passed over, first {passed[0]}")
+        lines.append(
+            f"{len(passed)} shards of other splits or beside the subsets are passed over, first {passed[0]}"
+        )
     return lines
 
 
 def _check_disk(out: Path, parts: list[dict[str, int]], unit: str) -> None:
     """Check that the disk of `out` holds the sample and what the largest subsets spool meanwhile."""
-    # By `row` a quarter more rows than are kept are spooled, else the row groups as they are.
-    spools = [part["bytes_kept"] * 5 // 4 if unit == "row" else part["bytes"] for part in parts]
+    # By `row` a quarter more rows than are drawn are spooled, in case some are rejected.
+    spools = [part["bytes_unpacked"] * (5 if unit == "row" else 4) // 4 for part in parts]
     needed = sum(part["bytes_kept"] for part in parts) + sum(sorted(spools)[-JOBS:])
     place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(place).free

@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+# Between scheme and host of an address; not a port and a path that has an @.
+PASSWORD = r"://[^/@\s'\"]*:(?!\d+(?:/|$))[^@\s'\"]*@"
 LONGEST_RETRY_AFTER_S = 300.0  # a hub's rate limit is over in five minutes
 _RETRIED = (408, 429)  # and every 5xx
 _NETWORK_LIBRARIES = ("httpx2", "httpx", "httpcore", "aiohttp", "botocore", "urllib3", "requests")
@@ -116,10 +118,16 @@ def persist(
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's first line with its type; the signed parts of addresses are left out."""
+    """Return an error's first line with its type; secrets in addresses are left out."""
     text = str(error).strip().splitlines()
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text[0]) if text else ""
+    text = masked(text[0]) if text else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def masked(text: str) -> str:
+    """Return a text whose addresses have neither passwords nor queries, which may be signatures."""
+    text = re.sub(PASSWORD, "://...@", text)
+    return re.sub(r"(\w://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text)
 
 
 def _status(error: BaseException) -> int | None:

@@ -11,7 +11,7 @@ which `<image>` is markup, has to escape it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from interlace.data.images import ImageDecodeError, decode_image
 from interlace.sampling import domain
-from interlace.sampling.values import RejectedRow, check_row, check_text
+from interlace.sampling.values import RejectedRow, check_row, check_text, value
 
 REASONS = (
     "too_many_images",
@@ -38,6 +38,7 @@ MAX_ASPECT_RATIO = 200
 
 FORMATS = ("finevision", *domain.COLUMNS)
 _FINEVISION = {"images": ("bytes",), "texts": ("user", "assistant")}
+_OURS = {"images": domain.IMAGES, "texts": domain.TEXTS}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Verdict:
     """What came of one row.
 
     `entry`: the manifest's fields that follow from the content (status, reason, detail, num_images,
-    num_turns, num_chars, image_sizes). `rows`: one-row tables to write, in the columns of
+    num_turns, num_chars, image_sizes, image_bytes). `rows`: one-row tables to write, in the columns of
     `kept_schema`; none if rejected, several for a domain set. `suffixes`: what each adds to the id.
     `num_chars`: the characters of each; those of the entry are of the first.
     """
@@ -72,13 +73,16 @@ def examine(values: pa.Table, settings: dict[str, Any]) -> Verdict:
         "num_turns": None,
         "num_chars": None,
         "image_sizes": None,
+        "image_bytes": None,
     }
     try:
         # A copy, so that neither the check nor a kept row drags its whole row group along.
         values = values.take([0])
         if settings.get("format", "finevision") == "finevision":
-            return _examine_conversation(values, settings, entry)
-        return _examine_question(values, settings, entry)
+            verdict = _examine_conversation(values, settings, entry)
+        else:
+            verdict = _examine_question(values, settings, entry)
+        return replace(verdict, rows=[_with_source_id(row, values) for row in verdict.rows])
     except RejectedRow as rejected:
         return _rejected(entry, rejected.reason, rejected.detail)
 
@@ -117,10 +121,10 @@ def _examine_conversation(
     if not texts:
         raise RejectedRow("unusable_text", "no turn")
     num_chars = sum(map(len, texts))
-    sizes = _image_sizes([image.as_py() for image in images])
-    if "id" in values.column_names:
-        values = values.drop_columns("id")
-    entry |= {"status": "kept", "detail": detail, "num_chars": num_chars, "image_sizes": sizes}
+    pictures = [image.as_py() for image in images]
+    entry |= {"image_sizes": _image_sizes(pictures), "image_bytes": _image_bytes(pictures)}
+    values = _in_our_types(values)
+    entry |= {"status": "kept", "detail": detail, "num_chars": num_chars}
     return Verdict(entry, [values], [""], [num_chars])
 
 
@@ -130,8 +134,11 @@ def _examine_question(values: pa.Table, settings: dict[str, Any], entry: dict[st
     entry |= {"num_images": len(question.images), "num_turns": 1}
     _check_count(question.images, settings)
     num_chars = [len(question.user) + len(answer) for answer in question.answers]
-    sizes = _image_sizes(question.images)
-    entry |= {"status": "kept", "num_chars": num_chars[0], "image_sizes": sizes}
+    entry |= {
+        "image_sizes": _image_sizes(question.images),
+        "image_bytes": _image_bytes(question.images),
+    }
+    entry |= {"status": "kept", "num_chars": num_chars[0]}
     rows = domain.to_rows(values, question)
     return Verdict(entry, rows, [f"/a{n}" for n in range(len(rows))], num_chars)
 
@@ -139,21 +146,37 @@ def _examine_question(values: pa.Table, settings: dict[str, Any], entry: dict[st
 def kept_schema(schema: pa.Schema, settings: dict[str, Any]) -> pa.Schema:
     """Return the columns of what is written of rows with `schema`; `id` comes on top.
 
-    They are the original ones, only that images which are null throughout get the type they have
-    elsewhere, so that files of several subsets can be read as one. In place of the source's metadata
-    stands what tells `datasets` that they are images, for it to decode them.
+    They are the original ones, only that images and texts are of one type everywhere, so that files
+    of several subsets can be read as one (`dropped_fields`), and that the source's own `id` is the
+    text `source_id`, null where it has none. In place of the source's metadata stands what tells
+    `datasets` that they are images, for it to decode them.
     """
     if settings.get("format", "finevision") != "finevision":
         schema = domain.records_schema(schema)
     fields = [
-        field.with_type(domain.IMAGES)
-        if field.name == "images" and pa.types.is_null(field.type)
-        else field
-        for field in schema
-        if field.name != "id"
+        field.with_type(_OURS.get(field.name, field.type)) for field in schema if field.name != "id"
     ]
+    if "source_id" not in schema.names:
+        fields.append(pa.field("source_id", pa.string()))
     described = json.dumps({"info": {"features": {"images": [{"_type": "Image"}]}}})
     return pa.schema(fields, metadata={"huggingface": described})
+
+
+def dropped_fields(schema: pa.Schema, settings: dict[str, Any]) -> list[str]:
+    """Return what of rows with `schema` is not written: fields of structs beside ours, columns in our place."""
+    if settings.get("format", "finevision") != "finevision":
+        structs, whole = {"image": domain.IMAGES}, [c for c in schema.names if c in _OURS]
+    else:
+        structs, whole = _OURS, []
+    extra = []
+    for column, ours in structs.items():
+        kind = schema.field(column).type if column in schema.names else pa.null()
+        kind = kind if pa.types.is_struct(kind) or pa.types.is_null(kind) else kind.value_type
+        known = [field.name for field in ours.value_type]
+        names = [field.name for field in kind] if pa.types.is_struct(kind) else []
+        extra += [f"{column}.{name}" for name in names if name not in known]
+    twice = ["id"] if {"id", "source_id"} <= set(schema.names) else []
+    return whole + extra + twice
 
 
 def schema_complaint(schema: pa.Schema, settings: dict[str, Any]) -> str | None:
@@ -213,6 +236,38 @@ def _image_sizes(images: list[dict[str, Any] | None]) -> list[list[int]]:
             raise RejectedRow("extreme_aspect_ratio", f"image {number}: {width} x {height} pixels")
         sizes.append([width, height])
     return sizes
+
+
+def _image_bytes(images: list[dict[str, Any]]) -> list[int]:
+    return [len(image["bytes"]) for image in images]
+
+
+def _with_source_id(row: pa.Table, values: pa.Table) -> pa.Table:
+    """Return a row whose column `id`, as `values` have it, makes room for ours."""
+    if "id" in row.column_names:
+        row = row.drop_columns("id")
+    if "source_id" in row.column_names:
+        return row
+    own = value(values, "id")
+    return row.append_column(
+        "source_id", pa.array([None if own is None else str(own)], pa.string())
+    )
+
+
+def _in_our_types(values: pa.Table) -> pa.Table:
+    """Return a row whose images and texts have the fields of `_OURS`, in their order, and no more."""
+    for column, kind in _OURS.items():
+        if column in values.column_names:
+            items = [item.as_py() for item in _items(values, column)]
+            items = items if values[column][0].is_valid else None
+            place = values.column_names.index(column)
+            values = values.set_column(place, column, pa.array([_only(items, kind)], kind))
+    return values
+
+
+def _only(items: list[dict[str, Any]] | None, kind: pa.ListType) -> list[dict[str, Any]] | None:
+    names = [field.name for field in kind.value_type]
+    return items and [{name: item.get(name) for name in names} for item in items]
 
 
 def _cut(values: pa.Table, whole: int, kept: int) -> pa.Table:

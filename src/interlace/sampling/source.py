@@ -5,15 +5,20 @@ once, and everything after that is read at that commit.
 """
 
 import difflib
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.sampling.ranges import one_line, persist
+from interlace.io import write_json
+from interlace.sampling.ranges import PASSWORD, masked, one_line, persist
 
 HUB = "hf://datasets/"
+_DEEPEST = 6  # folders below the root that are looked into; a split is the second
+_SECRET = re.compile(rf"{PASSWORD}|://.*\?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Source:
     revision: str | None  # commit of a hub dataset
     filesystem: Any  # fsspec.AbstractFileSystem
     root: str  # path within the filesystem
+    snapshot: bool = False  # files of a hub dataset in the local cache, perhaps not all
 
     def path(self, subset: str, shard: str) -> str:
         """Return the path of a shard within the filesystem."""
@@ -46,9 +52,16 @@ def open_source(address: str, retries: int = 8) -> Source:
     """Return the source at `address`; a hub's revision is resolved to a commit here.
 
     With HF_HUB_OFFLINE set, a hub dataset is read from its snapshot in the local cache.
-    Raises `InputError` for an address that is not there or that no installed package can read.
+    Raises `InputError` for an address that is not there or that no installed package can read, and
+    for one with a password or a signature, since addresses are written to plans and tables.
     """
     address = str(address)
+    if _SECRET.search(address):
+        raise InputError(
+            f"{masked(address)}: an address with a password or a query would be written to plans "
+            "and tables; leave it out of data.path and set it for fsspec in the environment "
+            "(FSSPEC_<PROTOCOL>_<OPTION>) or in its own configuration"
+        )
     if address.startswith(HUB):
         return _open_hub(address, retries)
     from fsspec.core import url_to_fs
@@ -108,7 +121,7 @@ def _open_snapshot(address: str, name: str, revision: str | None, inside: str) -
     commit = PurePosixPath(folder).name
     found = f"{HUB}{name}@{commit}" + (f"/{inside}" if inside else "")
     root = f"{folder}/{inside}".rstrip("/")
-    return Source(found, commit, LocalFileSystem(), root)
+    return Source(found, commit, LocalFileSystem(), root, snapshot=True)
 
 
 def list_shards(
@@ -118,28 +131,56 @@ def list_shards(
 
     A subset is a folder below the root, its shards the Parquet files in it or in folders of its
     own. Where any of them belongs to a split `train` (its name or its folder begins so), the
-    others are other splits and are passed over; with `only_train` they always are. `subsets`
-    selects; None for all.
+    others are other splits and are passed over; with `only_train` they always are. So are Parquet
+    files beside the subsets and those deeper than <subset>/<split>/. `subsets` selects; None for
+    all.
 
     Raises `InputError` where there is no such folder, no Parquet below it, or a subset of that
-    name.
+    name, and for an offline snapshot that lacks shards.
     """
     found = persist(lambda: _find(source), f"{source.address}: listing", retries)
+    _keep_listing(source, found)
+    listed = _kept_listing(source) or found
+    shards, passed_over = _choose(source, listed, subsets, only_train)
+    if source.snapshot:
+        _check_complete(source, shards, found)
+    return shards, passed_over
+
+
+def cache_folder(source: Source) -> Path | None:
+    """Return where what a commit holds is remembered for good; None for sources without one."""
+    if source.revision is None:
+        return None
+    from huggingface_hub import constants
+
+    name = source.address.removeprefix(HUB).replace("/", "--")
+    return Path(constants.HF_HOME) / "interlace" / "footers" / name
+
+
+def _choose(
+    source: Source, found: dict[str, int], subsets: list[str] | None, only_train: bool
+) -> tuple[dict[str, list[Shard]], list[str]]:
     by_subset: dict[str, list[Shard]] = {}
+    elsewhere: list[str] = []
     for path, size in sorted(found.items()):
         subset, _, name = path.partition("/")
-        if name and not any(part.startswith(".") for part in (subset, *name.split("/"))):
+        if any(part.startswith(".") for part in path.split("/")):
+            continue
+        if not name or name.count("/") > 1:
+            elsewhere.append(path)
+        else:
             by_subset.setdefault(subset, []).append(Shard(subset, name, size))
     if not by_subset:
+        hint = f", only {elsewhere[0]}" if elsewhere else ""
         raise InputError(
-            f"{source.address}: no <subset>/*.parquet in it; data.path must name such a folder"
+            f"{source.address}: no <subset>/*.parquet in it{hint}; data.path must name such a folder"
         )
     for name in subsets or ():
         if name not in by_subset:
             near = difflib.get_close_matches(name, by_subset, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise InputError(f"data.subsets: {source.address} has no subset '{name}'{hint}")
-    passed_over: list[str] = []
+    passed_over = [path for path in elsewhere if not subsets or path.split("/")[0] in subsets]
     shards: dict[str, list[Shard]] = {}
     for subset in sorted(set(subsets) if subsets else by_subset):
         _check_name(subset)
@@ -154,18 +195,99 @@ def list_shards(
 
 
 def _find(source: Source) -> dict[str, int]:
-    """Return path below the root -> size of every Parquet file."""
+    """Return path below the root -> size of every Parquet file.
+
+    Nothing that fails is left out: fsspec's own `isdir` and `find` take an error for an absence.
+    """
     filesystem, root = source.filesystem, source.root
-    if not filesystem.isdir(root or "/"):
-        raise InputError(f"{source.address}: no such folder; data.path must name one of subsets")
-    found = filesystem.find(root, maxdepth=3, detail=True)
+    nowhere = f"{source.address}: no such folder; data.path must name one of subsets"
+    try:
+        kind = filesystem.info(root or "/")["type"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(nowhere) from error
+    protocols = filesystem.protocol
+    is_http = "http" in ((protocols,) if isinstance(protocols, str) else protocols)
+    if kind == "file" and not is_http:  # to which every page is a file
+        raise InputError(nowhere)
+    if source.address.startswith(HUB) and not source.snapshot:
+        files = filesystem.find(root, maxdepth=_DEEPEST, detail=True)
+    else:
+        files = {info["name"]: info for info in _below(filesystem, root or "/", _DEEPEST)}
     # Some filesystems put a leading slash before what they find, some only before what they're given.
     prefix = f"{root.lstrip('/')}/" if root else ""
     return {
         path.lstrip("/").removeprefix(prefix): int(info["size"])
-        for path, info in found.items()
+        for path, info in files.items()
         if path.endswith(".parquet")
     }
+
+
+def _below(filesystem: Any, folder: str, depth: int) -> Iterator[dict[str, Any]]:
+    """Yield the files below a folder; fsspec's own `walk` takes a folder that fails for empty."""
+    for info in filesystem.ls(folder, detail=True):
+        name = info["name"].rstrip("/")
+        if info["type"] != "directory":
+            yield info
+        elif depth > 1 and name.strip("/") != folder.strip("/"):
+            yield from _below(filesystem, name, depth - 1)
+
+
+def _listing(source: Source) -> Path | None:
+    folder = cache_folder(source)
+    return folder / ".listing.json" if folder is not None else None
+
+
+def _keep_listing(source: Source, found: dict[str, int]) -> None:
+    """Remember all that a commit holds, against which an offline snapshot is checked."""
+    path = _listing(source)
+    if path is None or source.snapshot:
+        return
+    try:
+        write_json(path, found)
+    except OSError as error:  # as the cache of footers, it can be done without
+        print(f"{path}: cannot be written ({one_line(error)}); the listing is not kept")
+
+
+def _kept_listing(source: Source) -> dict[str, int] | None:
+    path = _listing(source) if source.snapshot else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path is not None else None
+    except (OSError, ValueError):
+        return None  # never listed online, or torn: shard names have to do
+
+
+def _check_complete(source: Source, shards: dict[str, list[Shard]], found: dict[str, int]) -> None:
+    """Check that an offline snapshot holds all shards, by an earlier listing and by their names."""
+    lacking: dict[str, list[str]] = {}
+    for subset, of_subset in shards.items():
+        names = {shard.name for shard in of_subset}
+        for name in tuple(names):
+            if match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})(.*)", name):
+                count = min(int(match[2]), 10_000)
+                names |= {f"{match[1]}-{i:05d}-of-{match[2]}{match[3]}" for i in range(count)}
+        sizes = {shard.name: shard.size for shard in of_subset}
+        missing = [
+            name
+            for name in sorted(names)
+            if (size := found.get(f"{subset}/{name}")) is None or size != sizes.get(name, size)
+        ]
+        if missing:
+            lacking[subset] = missing
+    if not lacking:
+        return
+    first = next(iter(lacking))
+    whole = sorted(set(shards) - set(lacking))
+    name = source.address.removeprefix(HUB).split("@")[0]
+    choice = (
+        f", or choose in data.subsets among {len(whole)} whole ones ({whole[0]}, ...)"
+        if whole
+        else ""
+    )
+    raise InputError(
+        f"{source.address}: HF_HUB_OFFLINE is set and the local cache lacks "
+        f"{sum(map(len, lacking.values()))} shards of {len(lacking)} subsets, first "
+        f"{first}/{lacking[first][0]}; fetch them with `hf download --repo-type dataset {name}`{choice}"
+    )
 
 
 def _is_train(name: str) -> bool:

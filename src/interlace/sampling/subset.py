@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from interlace.io import atomic_path, digest, remove, write_json
 from interlace.progress import track
 from interlace.sampling import plan
-from interlace.sampling.draw import groups_of, row_order
+from interlace.sampling.draw import Draw, groups_of
 from interlace.sampling.fetch import Fetcher, Key
 from interlace.sampling.footers import SubsetFooters
 from interlace.sampling.ranges import RangeReader
-from interlace.sampling.rows import REASONS, examine, kept_schema
+from interlace.sampling.rows import REASONS, dropped_fields, examine, kept_schema
 from interlace.sampling.settings import complete
 from interlace.sampling.source import open_source
 
@@ -31,7 +31,7 @@ MANIFEST = pa.schema(
         ("shard", pa.string()),
         ("row_group", pa.int32()),
         ("row", pa.int32()),  # within the row group
-        ("draw", pa.int64()),  # rank in the subset's random order
+        ("draw", pa.int64()),  # how many rows of the subset were drawn before it
         ("status", pa.string()),  # kept | rejected
         ("reason", pa.string()),  # one of REASONS, null where kept
         ("detail", pa.string()),
@@ -39,6 +39,8 @@ MANIFEST = pa.schema(
         ("num_turns", pa.int32()),
         ("num_chars", pa.int64()),
         ("image_sizes", pa.list_(pa.list_(pa.int32()))),  # [width, height] in pixels
+        ("image_bytes", pa.list_(pa.int64())),  # of each image, encoded
+        ("row_bytes", pa.int64()),  # of the written row in Arrow's layout; null where rejected
     ]
 )
 
@@ -50,8 +52,8 @@ def draw_subset(
 
     `train-00000-of-00001.parquet` holds the kept rows (the original columns and `id`),
     `manifest.parquet` a row per sample and per rejected row, `counts.json` the numbers. A rejected
-    row is replaced by the next of the drawing order until the count is met or the subset is
-    exhausted. The files are the same for any number of `workers`, and however often it was killed;
+    row is replaced by a further draw (`interlace.sampling.draw.Draw`) until the count is met or the
+    subset is exhausted. The files are the same for any number of `workers`, and however often it was killed;
     what was fetched until then lies in the folder `spool`, which is removed at the end.
 
     Raises `InputError` where the source fails for good or has changed since it was planned.
@@ -62,50 +64,52 @@ def draw_subset(
     reader = RangeReader(source.filesystem, settings["retries"])
     target = body["subsets"][subset]["target"]
     sizes = footers.groups["rows"]
-    order = row_order(sizes, target, settings["unit"], seed, subset)
+    draw = Draw(sizes, settings["unit"], seed, subset)
     mark = digest(
         [body["address"], body["revision"], target, settings["unit"], seed, _fingerprint(footers)]
     )
     for stale in spool.glob("*"):
         if stale.name != mark:
             remove(stale)
-    limits = _limits(len(order), target, settings["unit"])
-    ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order))
+    windows = _windows(draw, footers.num_rows, target, settings["unit"])
     with (
-        Fetcher(source, footers, ranks, limits, reader, spool / mark, settings["workers"]) as fetch,
+        Fetcher(source, footers, windows, reader, spool / mark, settings["workers"]) as fetch,
         atomic_path(out, directory=True) as partial,
     ):
         walk = _Walk(footers, settings, fetch)
         with _Writer(partial / FILE, kept_schema(footers.schema, settings)) as writer:
-            walk.run(order, ranks, target, writer)
+            walk.run(draw, windows, target, writer)
         table = pa.Table.from_pylist(walk.entries(), schema=MANIFEST)
         pq.write_table(table, partial / "manifest.parquet")
-        write_json(partial / "counts.json", _counts(footers, target, walk, partial / FILE))
+        write_json(
+            partial / "counts.json", _counts(footers, target, walk, partial / FILE, settings)
+        )
     print(f"{subset}: {reader.requests} requests, {reader.failed} of them tried again, "
           f"{reader.received} bytes received", flush=True)  # fmt: skip
     remove(spool)
 
 
 def _fingerprint(footers: SubsetFooters) -> str:
-    columns = ("shard", "row_group", "rows", "start", "length")
+    columns = ("shard", "row_group", "rows", "start", "length", "digest")
     return digest([[str(v) for v in footers.groups[name]] for name in columns])
 
 
-def _limits(num_rows: int, target: int, unit: str) -> np.ndarray:
-    """Return where the windows of ranks end that are spooled together (see `Fetcher`).
+def _windows(draw: Draw, num_rows: int, target: int, unit: str) -> np.ndarray:
+    """Return the window of each row; rows of one window and row group are spooled together.
 
     By `row` every row group is touched by few rows: spooled are those that replace a quarter of the
-    sample, then twice as many ranks each time. Else a row group's rows are needed together.
+    sample, then twice as many each time. Else a row group's rows are needed together.
     """
-    limits = [target + target // 4 + 32] if unit == "row" else [num_rows]
+    if unit != "row":
+        return np.zeros(num_rows, np.int64)
+    limits = [target + target // 4 + 32]
     while limits[-1] < num_rows:
         limits.append(2 * limits[-1])
-    return np.array([min(limit, num_rows) for limit in limits])
+    return np.searchsorted(limits, draw.ranks(), side="right")
 
 
 class _Walk:
-    """Goes through the rows in drawing order until enough are kept; remembers what it saw."""
+    """Draws rows and looks at them until enough are kept; remembers what it saw."""
 
     def __init__(self, footers: SubsetFooters, settings: dict[str, Any], fetch: Fetcher) -> None:
         self._footers, self._settings, self._fetch = footers, settings, fetch
@@ -115,22 +119,20 @@ class _Walk:
         self.fetched: set[Key] = set()
         self.kept = 0
 
-    def run(self, order: np.ndarray, ranks: np.ndarray, target: int, writer: "_Writer") -> None:
+    def run(self, draw: Draw, windows: np.ndarray, target: int, writer: "_Writer") -> None:
         """Take as many rows as are missing, then as many as were rejected, and so on."""
-        position = 0
-        while self.kept < target and position < len(order):
+        while self.kept < target and len(drawn := draw.take(target - self.kept)):
+            ranks = dict(zip(drawn.tolist(), itertools.count(len(self._seen))))
             # Ascending, so that a row group is read once a round and a file in one direction.
-            rows = np.sort(order[position : position + target - self.kept])
-            position += len(rows)
-            for group, number, values in self._rows(rows, ranks):
-                self._take(group, number, values, int(ranks[self._starts[group] + number]), writer)
+            for group, number, values in self._rows(np.sort(drawn), windows):
+                self._take(group, number, values, ranks[int(self._starts[group]) + number], writer)
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the manifest's rows, in drawing order; one for each sample made of a row."""
         return [
-            {**entry, "id": name, "num_chars": num_chars}
+            {**entry, "id": name, "num_chars": num_chars, "row_bytes": row_bytes}
             for entry in sorted(self._seen, key=lambda entry: entry["draw"])
-            for name, num_chars in entry["ids"]
+            for name, num_chars, row_bytes in entry["ids"]
         ]
 
     @property
@@ -138,11 +140,10 @@ class _Walk:
         """What became of each drawn row."""
         return self._seen
 
-    def _rows(self, rows: np.ndarray, ranks: np.ndarray) -> Iterator[tuple[int, int, Any]]:
+    def _rows(self, rows: np.ndarray, windows: np.ndarray) -> Iterator[tuple[int, int, Any]]:
         """Yield (row group, row within it, one-row table or why it is unreadable) of `rows`."""
         groups = groups_of(rows, self._groups["rows"])
-        windows = self._fetch.window(ranks[rows])
-        keys = list(zip(groups.tolist(), windows.tolist(), strict=True))
+        keys = list(zip(groups.tolist(), windows[rows].tolist(), strict=True))
         loaded = self._load(sorted(set(keys)))
         pairs = zip(rows.tolist(), keys, strict=True)
         for group, members in itertools.groupby(pairs, key=lambda pair: pair[1][0]):
@@ -180,16 +181,18 @@ class _Walk:
         }  # fmt: skip
         if isinstance(values, str):
             entry = {"status": "rejected", "reason": "unreadable_row_group", "detail": values}
-            entry |= dict.fromkeys(("num_images", "num_turns", "num_chars", "image_sizes"))
-            self._seen.append(entry | place | {"ids": [(name, None)]})
+            self._seen.append(
+                dict.fromkeys(MANIFEST.names) | entry | place | {"ids": [(name, None, None)]}
+            )
             return
         verdict = examine(values, self._settings)
-        ids = [(name, verdict.entry["num_chars"])]
+        ids = [(name, verdict.entry["num_chars"], None)]
         if verdict.rows:
             named = [name + suffix for suffix in verdict.suffixes]
-            ids = list(zip(named, verdict.num_chars, strict=True))
+            row_bytes = [row.nbytes for row in verdict.rows]
+            ids = list(zip(named, verdict.num_chars, row_bytes, strict=True))
             self.kept += 1
-        for (row_name, _), row in zip(ids, verdict.rows, strict=False):
+        for (row_name, *_), row in zip(ids, verdict.rows, strict=False):
             writer.add(row, row_name)
         self._seen.append(verdict.entry | place | {"ids": ids})
 
@@ -235,7 +238,9 @@ class _Writer:
         self._rows, self._ids, self._bytes = [], [], 0
 
 
-def _counts(footers: SubsetFooters, target: int, walk: _Walk, file: Path) -> dict[str, Any]:
+def _counts(
+    footers: SubsetFooters, target: int, walk: _Walk, file: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Return the numbers of one subset; bytes are those of the ranges, each once, not of retries."""
     kept = [row for row in walk.rows if row["status"] == "kept"]
     reasons = Counter(row["reason"] for row in walk.rows if row["status"] == "rejected")
@@ -254,6 +259,7 @@ def _counts(footers: SubsetFooters, target: int, walk: _Walk, file: Path) -> dic
         "short": target - len(kept),
         "cut": sum(row["detail"] is not None for row in kept),
         "images": sum(row["num_images"] for row in kept),
+        "dropped_fields": dropped_fields(footers.schema, settings),
         "row_groups": len(touched),
         "bytes_fetched": in_groups + int(sum(shards.values())),
         "bytes_kept": file.stat().st_size if file.exists() else 0,

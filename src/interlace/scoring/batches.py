@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from interlace.data.chat import SampleDataset
-from interlace.data.collate import EncodeError, encode, encode_prompt, pad
+from interlace.data.collate import EncodeError, encode, encode_prompt, pad, pad_token_id
 from interlace.data.images import ImageDecodeError
-from interlace.errors import InputError
 from interlace.progress import track
+from interlace.scoring.left_out import check_left_out
 
 POOL_BYTES = 2**30  # encoded samples wait for others of their length up to this size
 TEXTS = {"conversation": encode, "prompt": encode_prompt}
@@ -26,7 +26,8 @@ class SampleBatches:
 
     A batch has at most `batch_tokens` tokens, padding included; a sample longer than that makes a
     batch of its own. `positions` grows while iterating: the index in `records` of every row that
-    came out, in order. `left_out` names the samples that cannot be encoded, with the reason.
+    came out, in order. `left_out` names the samples that cannot be encoded: `id`, `reason` (the name
+    it is counted under), `detail` (one line) and whether it has `images`.
     """
 
     def __init__(
@@ -46,21 +47,18 @@ class SampleBatches:
         and its images, with the generation prompt); `workers` processes encode ahead.
         """
         self._encoding = _Encoding(records, processor, max_length, text)
-        self._pad_token_id = processor.tokenizer.pad_token_id
+        self._pad_token_id = pad_token_id(processor)
         self._batch_tokens = batch_tokens
         self._key = key
         self._select = list(range(len(records)) if select is None else select)
         self._workers = workers
         self.positions: list[int] = []
-        self.left_out: list[dict[str, str]] = []
+        self.left_out: list[dict[str, Any]] = []
+        self._with_images = False
 
     def __iter__(self) -> Iterator[Sample]:
         yield from self._batch(self._samples())
-        if not self.positions:
-            raise InputError(
-                f"{self._key}: none of {len(self.left_out)} calibration samples can be encoded "
-                f"({self.left_out[0]['reason']}); raise it"
-            )
+        check_left_out(self._key, self.left_out, len(self.positions), self._with_images)
 
     def chunks(self, size: int) -> Iterator[Iterator[Sample]]:
         """Yield the batches of `size` selected samples after the other; none spans two chunks.
@@ -81,15 +79,15 @@ class SampleBatches:
             num_workers=self._workers,
             collate_fn=_as_is,
         )
-        for position, result in track(
+        for position, sample, left_out in track(
             encoded, "reading samples", total=len(self._select), unit="sample"
         ):
-            if isinstance(result, dict):
-                yield position, {key: torch.from_numpy(value) for key, value in result.items()}
-            else:
-                name, reason = result
-                self.left_out.append({"id": name, "reason": reason})
+            if left_out is not None:
+                self.left_out.append(left_out)
                 yield position, None
+            else:
+                self._with_images |= "pixel_values" in sample
+                yield position, {key: torch.from_numpy(value) for key, value in sample.items()}
         if self.left_out:
             print(f"{len(self.left_out)} calibration samples left out", file=sys.stderr)
 
@@ -140,16 +138,23 @@ class _Encoding(Dataset):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, position: int) -> tuple[int, dict[str, np.ndarray] | tuple[str, str]]:
-        """Return the position and the sample, or its id and why it is left out."""
-        name = self._records.ids[position]
+    def __getitem__(
+        self, position: int
+    ) -> tuple[int, dict[str, np.ndarray] | None, dict[str, Any] | None]:
+        """Return the position, and the sample or why it is left out."""
+        out: dict[str, Any] = {"id": self._records.ids[position]}
         try:
-            encoded = self._encode(self._records[position], self._processor, self._max_length)
-        except EncodeError as error:
-            return position, (name, error.reason)
+            record = self._records[position]
         except ImageDecodeError as error:
-            return position, (name, f"an image cannot be decoded: {error}")
-        return position, {key: value.numpy() for key, value in encoded.items()}
+            detail = f"an image cannot be decoded: {error}"
+            out |= {"reason": "dropped_undecodable", "detail": detail, "images": True}
+            return position, None, out
+        out["images"] = bool(record.images)
+        try:
+            encoded = self._encode(record, self._processor, self._max_length)
+        except EncodeError as error:
+            return position, None, out | {"reason": error.reason, "detail": error.detail}
+        return position, {key: value.numpy() for key, value in encoded.items()}, None
 
 
 def _as_is(item: Any) -> Any:

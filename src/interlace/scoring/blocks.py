@@ -68,6 +68,7 @@ def score_blocks(
     body = {
         "provenance": calibration.stamp("block_losses", config_digest),
         "model": model_key,
+        **calibration.weights,
         "num_layers": len(found.losses),
         "base_loss": found.base_loss,
         "num_targets": found.num_targets,

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 from interlace.data.chat import SampleDataset, load_records
 from interlace.data.seeds import derive_seed
 from interlace.decoder.load import default_device, load_model, load_processor
-from interlace.io import digest, folder_digest
+from interlace.io import digest
 from interlace.provenance import stamp
 from interlace.scoring.batches import SampleBatches
+from interlace.scoring.stamps import file_stamps, weights_record
 
 TEXT = (
     "whole conversations of the run's own calibration samples, user and assistant turns; the "
@@ -26,7 +27,11 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class Calibration:
-    """A loaded model, the batches of its calibration samples, and what a result says of them."""
+    """A loaded model, the batches of its calibration samples, and what a result says of them.
+
+    `weights` is `weights_record` of the model, `sample_stamps` tell this drawing of the samples
+    from another of the same ids.
+    """
 
     model: PreTrainedModel
     records: SampleDataset
@@ -34,7 +39,8 @@ class Calibration:
     chosen: list[int]
     settings: dict[str, Any]
     seed: int
-    model_digest: str
+    weights: dict[str, Any]
+    sample_stamps: list[list[Any]]
 
     def stamp(self, kind: str, config_digest: str | None) -> dict[str, Any]:
         """Return the provenance of a result; only after iterating over `batches`."""
@@ -43,7 +49,7 @@ class Calibration:
             config_digest=config_digest or digest(self.settings),
             seed=self.seed,
             num_samples=len(self.batches.positions),
-            model_revision=self.model_digest,
+            model_revision=self.weights["model_digest"],
         )
 
     def record(self) -> dict[str, Any]:
@@ -86,5 +92,5 @@ def load_calibration(
         select=chosen,
         workers=settings.get("workers", 0),
     )
-    weights = folder_digest(model_path, "*.safetensors")
-    return Calibration(model, records, batches, chosen, settings, seed, weights)
+    weights, stamps = weights_record(model_path), file_stamps(samples, "*/*.parquet")
+    return Calibration(model, records, batches, chosen, settings, seed, weights, stamps)

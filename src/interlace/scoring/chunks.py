@@ -16,6 +16,7 @@ from interlace.data.chat import load_records
 from interlace.errors import InputError
 from interlace.io import digest
 from interlace.provenance import stamp
+from interlace.scoring.left_out import check_left_out
 from interlace.scoring.packs import write_packs
 from interlace.scoring.store import Windows, read_windows, write_windows
 
@@ -39,7 +40,7 @@ def merge_shards(
     """Write `windows.parquet` and the packs of `out_dir` from all shards; remove `parts`.
 
     Raises `InputError` where the shards are not of the same run or not all of it, and where no
-    sample could be encoded.
+    sample, or none of those with images, could be encoded.
     """
     tables = [read_windows(path) for path in shards]
     runs = {table.info.get("run") for table in tables}
@@ -51,12 +52,8 @@ def merge_shards(
             f"{Path(shards[0]).parent}: the shards are not one whole run over these samples; "
             "delete that folder and score again"
         )
-    if not merged.ids:
-        left_out = merged.info["left_out"]
-        raise InputError(
-            f"scoring.max_length: none of {len(left_out)} calibration samples can be encoded "
-            f"({left_out[0]['reason']}); raise it"
-        )
+    pictured = bool(merged.counts[:, 1].any())
+    check_left_out("scoring.max_length", merged.info["left_out"], len(merged.ids), pictured)
     info = {key: value for key, value in merged.info.items() if key not in ("run", "chunks")}
     info["provenance"] = stamp(
         "scores",

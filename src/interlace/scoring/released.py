@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from interlace.errors import InputError
-from interlace.io import digest, file_digest, folder_digest, read_json, write_json
+from interlace.io import digest, file_digest, read_json, write_json
 from interlace.provenance import stamp
 from interlace.scoring.packs import write_packs
-from interlace.scoring.released_files import SIZES
+from interlace.scoring.released_files import SIZES, SUFFIX
+from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import Windows, read_windows, window_list, write_windows
 
 SUBSET = "imported"  # the layout does not say which sample a mean is of
@@ -68,17 +69,21 @@ def import_released(
         if window in means:
             # As the file will hold them, so that the packs agree with it to the last digit.
             sums[:, index, 0], sums[:, index, 1] = np.float32(means[window]), 0.0
-    revision = folder_digest(model_path, "*.safetensors")
+    weights = weights_record(model_path)
+    revision = weights["model_digest"]
     sources = {Path(file).name: file_digest(file) for file in files}
     info = {
         "num_layers": num_layers,
         "model": model_key,
-        "model_digest": revision,
+        **weights,
         "text": "unknown",
         "counts_known": False,
         "convention": "per-sample means from files in the released code's layout; what text they "
         "are of is not in them",
         "settings": {"imported": sources},
+        "imported_from": sorted(
+            {_measured_as(Path(file).name, size) for size, file in zip(SIZES, files, strict=True)}
+        ),
         "provenance": stamp(
             "scores",
             config_digest=digest(sources),
@@ -102,9 +107,17 @@ def import_released(
     write_packs(out_dir, result)
 
 
+def _measured_as(name: str, size: int) -> str:
+    """Return the `{MODEL}_{DATASET}` of a file's name: all that tells whose scores they are.
+
+    Both may hold underscores, so that the two cannot be told apart.
+    """
+    return name.removesuffix(SUFFIX.format(size=size))
+
+
 def _read(file: Path, size: int, num_layers: int) -> dict[int, list[float]]:
     body = read_json(file)
-    if not isinstance(body, dict) or not body or not all(key.isdigit() for key in body):
+    if not isinstance(body, dict) or not body or not all(map(_is_start, body)):
         raise InputError(f"{file}: not an object from start layers to lists of means")
     starts = {int(key): values for key, values in body.items()}
     depth = max(starts) + 1 + size
@@ -126,6 +139,11 @@ def _read(file: Path, size: int, num_layers: int) -> dict[int, list[float]]:
                     "leave that sample out of all lists"
                 )
     return starts
+
+
+def _is_start(key: str) -> bool:
+    """Return whether `key` is a number as `str` writes it: `01` would be start 1 a second time."""
+    return key.isascii() and key.isdigit() and str(int(key)) == key
 
 
 def _is_mean(value: Any) -> bool:

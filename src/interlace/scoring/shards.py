@@ -16,6 +16,7 @@ from interlace.provenance import versions
 from interlace.scoring.batches import SampleBatches
 from interlace.scoring.chunks import CHUNK, join_chunks, merge_shards, num_chunks
 from interlace.scoring.similarity import CONVENTION, WindowRecorder, run_batches
+from interlace.scoring.stamps import file_stamps, weights_record
 from interlace.scoring.store import (
     Windows,
     longest_window,
@@ -59,11 +60,11 @@ def score_shard(
     depth = num_layers(model_path)
     used["max_window"] = longest_window(depth, used["max_window"])
     records = load_records(samples, calibration_only=True)
-    revision = folder_digest(model_path, "*.safetensors")
+    weights = weights_record(model_path)
     info: dict[str, Any] = {
         "num_layers": depth,
         "model": model_key,
-        "model_digest": revision,
+        "model_digest": weights["model_digest"],
         "text": used["text"],
         "counts_known": True,
         "convention": CONVENTION,
@@ -71,8 +72,10 @@ def score_shard(
         "left_out": [],
     }
     configuration = [folder_digest(model_path, pattern) for pattern in ("*.json", "*.jinja")]
-    drawn = [records.ids, _stamps(Path(samples))]
+    # Stamps tell one drawing of the samples from another without reading their images.
+    drawn = [records.ids, file_stamps(samples, "*/*.parquet")]
     info["run"] = digest([info, configuration, drawn, CHUNK, versions()])
+    info["model_files"] = weights["model_files"]
     folder = Path(parts) / info["run"]
     mine = range(shard, num_chunks(len(records)), num_shards)
     todo = [chunk for chunk in mine if not _part(folder, chunk).is_file()]
@@ -163,10 +166,3 @@ def score_windows(
 
 def _part(folder: Path, chunk: int) -> Path:
     return folder / f"chunk{chunk:06d}.parquet"
-
-
-def _stamps(samples: Path) -> list[tuple[str, int, int]]:
-    """Return what tells one drawing of the samples from another without reading their images."""
-    files = sorted(samples.glob("*/*.parquet"))
-    stats = [(file.relative_to(samples).as_posix(), file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

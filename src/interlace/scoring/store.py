@@ -110,6 +110,7 @@ def read_windows(path: str | Path) -> Windows:
         info = json.loads(table.schema.metadata[_META])
         windows = [(int(size), int(start)) for size, start in info.pop("windows")]
         info["num_layers"] = int(info["num_layers"])
+        _check(info, windows, table["id"].to_pylist())
         counts = np.stack([table[name].to_numpy() for name in _COUNTS], axis=-1).astype(np.float64)
         sums = np.stack([_vectors(table[name], len(windows)) for name in _SUMS], axis=-1)
         angles = table[_ANGLE]
@@ -129,6 +130,22 @@ def read_windows(path: str | Path) -> Windows:
         raise InputError(
             f"{path}: not a file of window scores ({first}); delete it and score again"
         ) from None
+
+
+def _check(info: dict[str, Any], windows: Sequence[tuple[int, int]], ids: Sequence[str]) -> None:
+    """Raise ValueError for metadata that lack a key, and windows or samples that cannot be."""
+    missing = [key for key in ("model", "model_digest", "text", "counts_known") if key not in info]
+    if missing:
+        raise ValueError(f"its metadata lack `{missing[0]}`")
+    for size, start in windows:
+        if not (size >= 1 and 0 <= start <= info["num_layers"] - size):
+            raise ValueError(
+                f"no window of {size} layers from {start} on in {info['num_layers']} layers"
+            )
+    for what, items in (("window (size, start)", windows), ("sample", ids)):
+        if len(set(items)) != len(items):
+            twice = next(item for item in items if items.count(item) > 1)
+            raise ValueError(f"the {what} {twice} is there twice")
 
 
 def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:

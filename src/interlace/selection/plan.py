@@ -1,5 +1,6 @@
 """The plan of a pruning: which decoder layers are dropped, tuned and frozen, and why."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, read_json, write_json, write_text
 from interlace.provenance import stamp
+from interlace.scoring.stamps import check_weights
 from interlace.selection.losses import Losses, read_losses, read_removals
 from interlace.selection.method import Request
 from interlace.selection.registry import METHODS
@@ -50,6 +52,7 @@ class LayerPlan:
 
     def validate(self) -> None:
         """Raise ValueError unless every layer has exactly one role and the rest agrees with it."""
+        self._validate_types()
         for role in ("drop", "tune", "freeze"):
             layers = getattr(self, role)
             if layers != sorted(set(layers)):
@@ -77,6 +80,31 @@ class LayerPlan:
         for measure in self.measures:
             if len(measure["values"]) != self.num_layers - measure["size"] + 1:
                 raise ValueError(f"measure `{measure['name']}` is not of {self.num_layers} layers")
+
+    def _validate_types(self) -> None:
+        """Raise ValueError for a value that JSON may hold and a plan may not."""
+        for name in ("model", "method", "reading", "how_reached"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"`{name}` is no text")
+        for name in ("num_layers", "num_dropped", "seed"):
+            if not _is_integer(getattr(self, name)):
+                raise ValueError(f"`{name}` is no integer")
+        for name in ("drop", "tune", "freeze", "protect", "order"):
+            layers = getattr(self, name)
+            if not isinstance(layers, list) or not all(map(_is_integer, layers)):
+                raise ValueError(f"`{name}` is no list of layers: {layers}")
+        for name, kind in (("triplets", dict), ("measures", dict), ("warnings", str)):
+            items = getattr(self, name)
+            if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
+                raise ValueError(f"`{name}` is no list of {kind.__name__}")
+        if self.ratio is not None and not _is_number(self.ratio):
+            raise ValueError("`ratio` is no number")
+        if not isinstance(self.calibration, dict | None):
+            raise ValueError("`calibration` is no object")
+        for measure in self.measures:
+            values = [value for value in measure["values"] if value is not None]
+            if not all(map(_is_number, values)):
+                raise ValueError(f"measure `{measure['name']}` holds what is no number")
 
     def roles(self) -> list[str]:
         """Return `drop`, `tune`, `anchor` (frozen third of a triplet) or `freeze` by layer."""
@@ -106,13 +134,21 @@ class LayerPlan:
         return plan
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
 def read_plan(path: str | Path, num_layers: int | None = None) -> LayerPlan:
     """Read a plan; `InputError` for a file that is none, or one for another depth."""
     try:
         plan = LayerPlan.from_dict(read_json(path))
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not a valid plan ({error}); plan again") from error
     if num_layers is not None and plan.num_layers != num_layers:
         raise InputError(
@@ -171,6 +207,8 @@ def make_plan(
     if chosen.needs_ratio:
         if ratio is None:
             raise InputError(f"experiments.ratios: {method} needs a ratio")
+        if not _is_number(ratio):
+            raise InputError(f"experiments.ratios: {ratio} is no percentage; choose up to 33")
         count = num_dropped(ratio, num_layers)
     if num_layers - len(protected) < 2 * count:
         raise InputError(
@@ -239,19 +277,27 @@ def write_plan(
     """Write the plan to `out` (JSON) and its sheet to `sheet` (default: beside it, `.md`).
 
     `windows` (windows.parquet), `sleb` (sleb.json) and `losses` (block_losses.json) are read where
-    given; the method says which it needs. `settings`: `reading`, `protect`, `modality`, `subsets`.
+    given, and refused where they are of other weights than the base's; the method says which it
+    needs. `base_config` is the base's folder, or its `config.json` (then no weights are compared).
+    `settings`: `reading`, `protect`, `modality`, `subsets`.
     Loads no torch.
     """
     depth = decoder.num_layers(base_config)
     scores = None
+    found: Losses | None = None
     if windows is not None:
         modality, subsets = settings.get("modality") or "all", settings.get("subsets")
         scores = read_scores(windows, model_key, depth, modality, subsets)
-    found: Losses | None = None
+        mend = "score this model again"
+        if "imported_from" in scores.calibration:
+            mend = "import scores of these weights, or measure (models.<key>.scores: null)"
+        check_weights(windows, scores.weights, base_config, mend)
     if sleb is not None:
         found = read_removals(sleb, model_key, depth)
+        check_weights(sleb, found.weights, base_config, "search again")
     elif losses is not None:
         found = read_losses(losses, model_key, depth)
+        check_weights(losses, found.weights, base_config, "measure again")
     plan = make_plan(
         method,
         ratio,
@@ -268,6 +314,12 @@ def write_plan(
     )
     if found is not None:
         plan.scores_digest, plan.calibration = found.digest, found.calibration
+        if found.work is not None:
+            ran, plain = found.work
+            plan.how_reached += (
+                f"; the search ran {ran} of {plain} layer evaluations of the plain loop "
+                f"({100 * ran / plain:.1f} %)"
+            )
     source = Path(base_config) / "source.json"
     provenance = stamp(
         "plan",

@@ -28,7 +28,12 @@ METHODS = {
     "interlace": Method(interlace.choose, "INTERLACE", needs_scores=True),
     "interlace_optimal": Method(interlace_optimal.choose, "INTERLACE-optimal", needs_scores=True),
     "shortgpt": Method(shortgpt.choose, "ShortGPT", needs_scores=True),
-    "llm_streamline": Method(llm_streamline.choose, "LLM-Streamline", needs_scores=True),
+    "llm_streamline": Method(
+        llm_streamline.choose,
+        "LLM-Streamline",
+        needs_scores=True,
+        needs_window=llm_streamline.block_size,
+    ),
     "shortened_llama": Method(shortened_llama.choose, "Shortened LLaMA", needs_losses=True),
 }
 PRUNERS = tuple(name for name, method in METHODS.items() if method.needs_ratio)

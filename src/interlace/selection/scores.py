@@ -18,6 +18,7 @@ Means = Mapping[int, Sequence[float | None]]
 READINGS = ("paper", "released")
 _COLUMNS = {"all": [0, 1], "text": [0], "visual": [1]}
 MODALITIES = tuple(_COLUMNS)
+COSINE_LIMIT = 1.001  # of an absolute mean, rounding allowed for
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ScoreTable:
     the mean over samples of each one's token mean; all starts 0..L-k are there, None for a window
     that was not measured. `token_means` is None where token counts are unknown (imported scores).
     `calibration` says what was measured: text, modality, subsets, num_samples. `source` names the
-    file in messages.
+    file in messages, `weights` those measured on (`interlace.scoring.stamps.weights_record`).
     """
 
     num_layers: int
@@ -37,6 +38,7 @@ class ScoreTable:
     digest: str | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
     source: str = "scores"
+    weights: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for means in (self.token_means or {}, self.sample_means):
@@ -47,10 +49,10 @@ class ScoreTable:
                         f"layers have {self.num_layers - size + 1}: score this model again"
                     )
                 for start, score in enumerate(scores):
-                    if score is not None and not math.isfinite(score):
+                    if score is not None and not abs(score) <= COSINE_LIMIT:  # NaN neither
                         raise InputError(
                             f"{self.source}: the score of layers {start}..{start + size - 1} is "
-                            f"{score}; score this model again"
+                            f"{score}, no mean of cosines; score this model again"
                         )
 
     def tokens(self, size: int, *, last: bool = True) -> list[float | None]:
@@ -135,7 +137,7 @@ def read_scores(
         raise InputError(
             f"plan.modality: {name} holds no sample with {modality} tokens; set plan.modality: all"
         )
-    _check_finite(found.windows, sums_NW, counted, name)
+    _check_means(found.windows, sums_NW, counts_N, counted, name)
     token_means, sample_means = _means(found.windows, num_layers, sums_NW, counts_N)
     calibration = {
         "text": found.info["text"],
@@ -143,6 +145,8 @@ def read_scores(
         "subsets": None if subsets is None else sorted(subsets),
         "num_samples": len(counts_N),
     }
+    if found.info.get("imported_from"):
+        calibration["imported_from"] = found.info["imported_from"]
     return ScoreTable(
         num_layers,
         token_means if counted else None,
@@ -150,6 +154,7 @@ def read_scores(
         digest([calibration, _listed(token_means), _listed(sample_means)]),
         calibration,
         name,
+        {key: found.info.get(key) for key in ("model_digest", "model_files")},
     )
 
 
@@ -167,21 +172,29 @@ def _rows(found: "Windows", subsets: Sequence[str] | None, name: str) -> list[in
     return [row for row, subset in enumerate(found.subsets) if subsets is None or subset in subsets]
 
 
-def _check_finite(
-    windows: Sequence[tuple[int, int]], sums_NW: "np.ndarray", counted: bool, name: str
+def _check_means(
+    windows: Sequence[tuple[int, int]],
+    sums_NW: "np.ndarray",
+    counts_N: "np.ndarray",
+    counted: bool,
+    name: str,
 ) -> None:
-    """Refuse NaN and infinity; imported scores may lack a window in every sample (all NaN)."""
+    """Refuse a sample's mean that is no mean of cosines, NaN and infinity too.
+
+    Imported scores may lack a window in every sample (all NaN).
+    """
     import numpy as np
 
-    bad_NW = ~np.isfinite(sums_NW)
+    means_NW = sums_NW / counts_N[:, None]
+    bad_NW = ~(np.abs(means_NW) <= COSINE_LIMIT)
     if not counted:
-        bad_NW &= ~np.isnan(sums_NW).all(0)
+        bad_NW &= ~np.isnan(means_NW).all(0)
     if bad_NW.any():
         row, column = map(int, np.argwhere(bad_NW)[0])
         size, start = windows[column]
         raise InputError(
-            f"{name}: the score of layers {start}..{start + size - 1} is {sums_NW[row, column]} in "
-            "a sample; score this model again"
+            f"{name}: the score of layers {start}..{start + size - 1} is {means_NW[row, column]} "
+            "in a sample, no mean of cosines; score this model again"
         )
 
 

@@ -126,9 +126,11 @@ def _calibration(plan: "LayerPlan") -> str:
         return "none"
     about = plan.calibration
     subsets = "all subsets" if about["subsets"] is None else ", ".join(about["subsets"])
+    names = about.get("imported_from")
+    imported = f"; imported from the files of {', '.join(names)}" if names else ""
     return (
         f"{about['num_samples']} samples of {subsets}, {about['modality']} tokens, digest "
-        f"`{plan.scores_digest}`; text: {about['text']}"
+        f"`{plan.scores_digest}`; text: {about['text']}{imported}"
     )
 
 

@@ -32,8 +32,9 @@ def prune_two_four(
     Wanda goes layer by layer: a layer's inputs are those that the pruned layers before it give,
     over all real tokens of `batches` (dicts of `input_ids` (B, T), `attention_mask` and what else
     the model takes). One layer's activations are held at a time. Raises InputError for an unknown
-    method, Wanda without batches, a weight whose columns are no multiple of four, or a decoder with
-    matrices that are no Linear weights (mixtures of experts).
+    method, Wanda without batches, a weight whose columns are no multiple of four, a weight or an
+    input that is not finite, or a decoder with matrices that are no Linear weights (mixtures of
+    experts).
     """
     if method not in METHODS:
         raise InputError(f"sparsity method {method!r}: choose one of {', '.join(METHODS)}")
@@ -50,6 +51,11 @@ def prune_two_four(
     for index, layer in enumerate(track(layers, "Wanda 2:4", unit="layer")):
         norms = _input_norms(layer, index, calls, outputs)
         for name, linear in linear_weights(layer):
+            if not torch.isfinite(norms[name]).all():
+                raise InputError(
+                    f"layers.{index}.{name}: its inputs are not finite; use a wider dtype or check "
+                    "the weights"
+                )
             metric = linear.weight.abs().to(norms[name].dtype) * norms[name]
             _zero(linear, metric)
         for position, call in enumerate(calls):  # each output takes the place of the one before
@@ -85,6 +91,10 @@ def _check_weights(layers: torch.nn.ModuleList) -> None:
     for name, linear in linears.items():
         if linear.in_features % 4:
             raise InputError(f"layers.{name}: {linear.in_features} columns cannot be pruned 2:4")
+        if not torch.isfinite(linear.weight).all():
+            raise InputError(
+                f"layers.{name}.weight holds NaN or infinity; get the checkpoint again"
+            )
     known = {id(linear.weight) for linear in linears.values()}
     for name, weight in layers.named_parameters():
         if weight.dim() > 1 and id(weight) not in known:

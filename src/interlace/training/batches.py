@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from interlace.data.chat import Record, SampleDataset
-from interlace.data.collate import IGNORED, Collator, EncodeError, encode, pad
+from interlace.data.collate import IGNORED, Collator, EncodeError, encode, pad, pad_token_id
 from interlace.data.images import ImageDecodeError
 
 FAILURES = "failures"  # batch key: names of the samples that were left out of this batch
@@ -59,7 +59,7 @@ class TrainingCollator:
             self.always_image and not any("pixel_values" in sample for sample in encoded)
         ):
             encoded.append(self._blank_row())
-        batch = pad(encoded, self.collator.processor.tokenizer.pad_token_id, "right")
+        batch = pad(encoded, pad_token_id(self.collator.processor), "right")
         return {**batch, FAILURES: failures}
 
     def _blank_row(self) -> dict[str, torch.Tensor]:

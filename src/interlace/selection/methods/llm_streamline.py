@@ -4,6 +4,11 @@ from interlace.errors import InputError
 from interlace.selection.method import Choice, Request, measure
 
 
+def block_size(num_dropped: int) -> int:
+    """Return the layers of the block: those dropped and the one kept before them."""
+    return num_dropped + 1
+
+
 def choose(request: Request) -> Choice:
     """Take the K+1 layers with the highest similarity; keep and tune the first, drop the K after it.
 
@@ -14,7 +19,7 @@ def choose(request: Request) -> Choice:
     every other method's layers are.
     """
     assert request.scores is not None
-    count, size = request.num_dropped, request.num_dropped + 1
+    count, size = request.num_dropped, block_size(request.num_dropped)
     values = request.scores.samples(size)
     windows = request.without_protected(values, size)
     if not windows:

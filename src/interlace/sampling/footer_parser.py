@@ -1,0 +1,214 @@
+"""Footers parsed in a process of their own, which hostile bytes may end without ending the caller.
+
+The C++ reader aborts its process on some spoiled footers, where no Python code can catch it. A
+child that reads one footer after the other costs half a second once; if it dies, that footer is
+refused and the next has a new child.
+"""
+
+import atexit
+import base64
+import json
+import os
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interlace.sampling.ranges import one_line
+
+LONGEST_PARSE_S = 60.0
+MOST_MEMORY = 8 * 1024**3  # of the child, in bytes of address space
+MOST_ROWS = 2**31 - 1  # of a row group; page headers count values in 32 bits
+_LOST = 2**62  # bytes; more than any file, and sums of two still fit 64 bits
+_HEAD = struct.Struct("<qq")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a footer says; `groups` has a row (rows, start, length, unpacked) per row group."""
+
+    refused: str | None
+    schema: str  # packed, "" where refused
+    groups: np.ndarray
+
+
+class FooterParser:
+    """A child process that parses; started when first needed, safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def parse(self, footer: bytes, size: int) -> Parsed:
+        """Return what the last bytes of a file of `size` bytes say; never raises for what they are.
+
+        `refused` tells why they are of no use: not Parquet, beyond the file, implausible, or the
+        end of the process that read them.
+        """
+        with self._lock:
+            child = self._running()
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                child.stdin.write(_HEAD.pack(len(footer), size) + footer)
+                child.stdin.flush()
+                ready, _, _ = select.select([child.stdout], [], [], LONGEST_PARSE_S)
+                line = child.stdout.readline() if ready else b""
+            except BrokenPipeError:
+                line = b""
+            if not line.endswith(b"\n"):
+                child.kill()
+                status = child.wait()
+                self._drop()
+                return _refused(f"the Parquet reader does not survive its footer (status {status})")
+        answer = json.loads(line)
+        groups = np.array(answer["groups"], np.int64).reshape(-1, 4)
+        return Parsed(answer["refused"], answer["schema"], groups)
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        with self._lock:
+            if self._child is not None and self._owner == os.getpid():
+                self._child.kill()
+                self._child.wait()
+                self._drop()
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._child is None or self._owner != os.getpid():  # a fork shares no child
+            paths = os.pathsep.join(path for path in sys.path if path)
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", __name__],
+                env=os.environ | {"PYTHONPATH": paths},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # "terminate called after throwing ..."
+            )
+            self._owner = os.getpid()
+        return self._child
+
+    def _drop(self) -> None:
+        assert self._child is not None
+        for pipe in (self._child.stdin, self._child.stdout):
+            assert pipe is not None
+            try:
+                pipe.close()
+            except BrokenPipeError:  # it still held bytes for a child that is gone
+                continue
+        self._child = None
+
+
+PARSER = FooterParser()
+"""The one of this process."""
+atexit.register(PARSER.close)
+
+
+def pack(schema: pa.Schema) -> str:
+    """Return a schema without its metadata as text."""
+    return base64.b64encode(schema.remove_metadata().serialize().to_pybytes()).decode("ascii")
+
+
+def unpack(text: str) -> pa.Schema:
+    """Return the schema in a text of `pack`."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
+
+
+def group_span(metadata: pq.FileMetaData, number: int) -> tuple[int, int, int, int]:
+    """Return a row group's rows, first byte, length in the file and bytes when unpacked.
+
+    To be called on footers that `FooterParser` has let pass, else it may end the process.
+    Raises `ValueError` for numbers that no writer means.
+    """
+    group = metadata.row_group(number)
+    rows = group.num_rows
+    if rows == 0:  # nothing is written for it, and its offsets mean nothing
+        return 0, 4, 0, 0
+    starts, ends, unpacked = [], [], 0
+    for i in range(group.num_columns):
+        column = group.column(i)
+        values = column.num_values
+        nested = metadata.schema.column(i).max_repetition_level > 0
+        if values < rows or (values > rows and not nested):
+            raise ValueError(f"row group {number} has {rows} rows and a column of {values} values")
+        start = column.data_page_offset
+        if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+            start = column.dictionary_page_offset
+        length, plain = column.total_compressed_size, column.total_uncompressed_size
+        if start < 4 or length < 0 or plain < 0:
+            raise ValueError(f"row group {number} has a column of {length} bytes at byte {start}")
+        starts.append(start)
+        ends.append(start + length)
+        unpacked += plain
+    start = min(starts, default=4)
+    # Some writers leave one of the two announcements at zero.
+    unpacked = min(max(unpacked, group.total_byte_size), _LOST)
+    return rows, start, max(ends, default=4) - start, unpacked
+
+
+def describe(footer: bytes, size: int) -> tuple[str, list[tuple[int, int, int, int]]]:
+    """Return packed schema and spans of a footer of a file of `size` bytes, in this process.
+
+    Raises `ValueError` or an Arrow error where it is of no use, if the process survives it.
+    """
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
+    groups = [group_span(metadata, number) for number in range(metadata.num_row_groups)]
+    end = 4
+    for number in sorted(range(len(groups)), key=lambda i: groups[i][1]):
+        rows, start, length, _ = groups[number]
+        if start + length > size - len(footer):
+            raise ValueError(f"row group {number} lies outside the file")
+        # A row of null columns takes less than a byte; thousands of millions of them are a lie.
+        if not 0 <= rows <= min(MOST_ROWS, 10_000 + length):
+            raise ValueError(f"row group {number} claims {rows} rows in {length} bytes")
+        if rows and start < end:
+            raise ValueError(f"row group {number} overlaps another")
+        end = max(end, start + length)
+    total = sum(rows for rows, *_ in groups)
+    if metadata.num_rows != total:
+        raise ValueError(f"{metadata.num_rows} rows, but {total} in its row groups")
+    return pack(metadata.schema.to_arrow_schema()), groups
+
+
+def _refused(why: str) -> Parsed:
+    return Parsed(why, "", np.zeros((0, 4), np.int64))
+
+
+def _answer(footer: bytes, size: int) -> dict[str, Any]:
+    try:
+        schema, groups = describe(footer, size)
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        return {"refused": f"truncated or not Parquet ({one_line(error)})",
+                "schema": "", "groups": []}  # fmt: skip
+    return {"refused": None, "schema": schema, "groups": groups}
+
+
+def _serve(asked: BinaryIO, answers: BinaryIO) -> None:
+    while len(head := asked.read(_HEAD.size)) == _HEAD.size:
+        length, size = _HEAD.unpack(head)
+        footer = asked.read(length)
+        if len(footer) < length:
+            return
+        answers.write(json.dumps(_answer(footer, size)).encode() + b"\n")
+        answers.flush()
+
+
+def _limit(what: int, most: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (soft, hard))
+
+
+if __name__ == "__main__":
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_AS, MOST_MEMORY)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent's pipe
+    _serve(sys.stdin.buffer, sys.stdout.buffer)
