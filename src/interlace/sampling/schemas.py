@@ -15,7 +15,7 @@ def unify(schemas: list[pa.Schema]) -> tuple[pa.Schema, dict[int, str]]:
                 if _texts(unified).get(place, is_text) != is_text:
                     raise pa.ArrowTypeError(f"{place}: text here, binary there")
             unified = pa.unify_schemas([unified, schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             contradicting[position] = (
                 f"its columns contradict those of other shards ({one_line(error)})"
             )

@@ -1,5 +1,6 @@
 """The model and the samples that losses are measured on: SLEB's and the one-shot criterion's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,8 @@ from interlace.provenance import stamp
 from interlace.scoring.batches import SampleBatches
 from interlace.scoring.stamps import file_stamps, weights_record
 
-TEXT = (
-    "whole conversations of the run's own calibration samples, user and assistant turns; the "
-    "reference of SLEB uses WikiText-2, the paper does not say what it used"
-)
+TEXT = "whole conversations of the run's own calibration samples, user and assistant turns"
+SLEB_TEXT = "the reference of SLEB uses WikiText-2, the paper does not say what it used"
 CONVENTION = (
     "loss = sum over sequences of mean cross-entropy x predicted text tokens; a removed layer is "
     "absent, DeepStack features enter by position among the layers left"
@@ -54,13 +53,49 @@ class Calibration:
 
     def record(self) -> dict[str, Any]:
         """Return which text and samples were used; only after iterating over `batches`."""
-        return {
-            "text": TEXT,
-            "samples": [self.records.ids[position] for position in sorted(self.batches.positions)],
-            "left_out": self.batches.left_out,
-            "asked_for": int(self.settings["samples"]),
-            "max_length": self.settings.get("max_length"),
-        }
+        return calibration_record(self.batches, self.records, self.settings, SLEB_TEXT)
+
+
+def calibration_record(
+    batches: SampleBatches,
+    records: SampleDataset,
+    settings: Mapping[str, Any],
+    reference: str,
+) -> dict[str, Any]:
+    """Return which text and samples `batches` gave; only after iterating over them.
+
+    `reference` says what the method's own code is calibrated on.
+    """
+    return {
+        "text": f"{TEXT}; {reference}",
+        "samples": [records.ids[position] for position in sorted(batches.positions)],
+        "left_out": batches.left_out,
+        "asked_for": int(settings["samples"]),
+        "max_length": settings.get("max_length"),
+    }
+
+
+def draw_batches(
+    samples: str | Path, processor: Any, settings: Mapping[str, Any], seed: int, section: str
+) -> tuple[SampleBatches, SampleDataset, list[int]]:
+    """Draw `settings["samples"]` of the calibration samples; return batches, records, indices.
+
+    `section` of the config names the random stream and the settings in messages.
+    """
+    records = load_records(samples, calibration_only=True)
+    generator = np.random.default_rng(derive_seed(seed, section))
+    wanted = min(int(settings["samples"]), len(records))
+    chosen = sorted(int(i) for i in generator.choice(len(records), size=wanted, replace=False))
+    batches = SampleBatches(
+        records,
+        processor,
+        settings["batch_tokens"],
+        settings.get("max_length"),
+        f"{section}.max_length",
+        select=chosen,
+        workers=settings.get("workers", 0),
+    )
+    return batches, records, chosen
 
 
 def load_calibration(
@@ -72,10 +107,6 @@ def load_calibration(
     `max_pixels`, `workers`, `dtype`, `device` and `attention`.
     """
     device = default_device(settings)
-    records = load_records(samples, calibration_only=True)
-    generator = np.random.default_rng(derive_seed(seed, "sleb"))
-    wanted = min(int(settings["samples"]), len(records))
-    chosen = sorted(int(i) for i in generator.choice(len(records), size=wanted, replace=False))
     model = load_model(
         model_path,
         settings.get("dtype") or "float32",
@@ -83,14 +114,6 @@ def load_calibration(
         settings.get("attention") or "sdpa",
     )
     processor = load_processor(model_path, settings.get("min_pixels"), settings.get("max_pixels"))
-    batches = SampleBatches(
-        records,
-        processor,
-        settings["batch_tokens"],
-        settings.get("max_length"),
-        "sleb.max_length",
-        select=chosen,
-        workers=settings.get("workers", 0),
-    )
+    batches, records, chosen = draw_batches(samples, processor, settings, seed, "sleb")
     weights, stamps = weights_record(model_path), file_stamps(samples, "*/*.parquet")
     return Calibration(model, records, batches, chosen, settings, seed, weights, stamps)

@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
-from interlace.data.chat import load_records
-from interlace.data.seeds import derive_seed
 from interlace.decoder.checkpoint import save_checkpoint
 from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest
 from interlace.provenance import stamp
-from interlace.scoring.batches import SampleBatches
+from interlace.scoring.calibration import calibration_record, draw_batches
 from interlace.sparsity.two_four import METHODS, prune_two_four
 
-TEXT = "whole conversations of the run's own calibration samples, user and assistant turns"
+WANDA_TEXT = "the reference of Wanda uses C4, the paper does not say what it used"
 
 
 def sparsify(
@@ -70,24 +67,6 @@ def _wanda(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prune `network`; return the report and which text and samples it was calibrated on."""
     processor = load_processor(base, settings.get("min_pixels"), settings.get("max_pixels"))
-    records = load_records(samples, calibration_only=True)
-    generator = np.random.default_rng(derive_seed(seed, "wanda"))
-    wanted = min(int(settings["samples"]), len(records))
-    chosen = sorted(int(i) for i in generator.choice(len(records), size=wanted, replace=False))
-    batches = SampleBatches(
-        records,
-        processor,
-        settings["batch_tokens"],
-        settings["max_length"],
-        "sparsity.max_length",
-        select=chosen,
-        workers=settings.get("workers", 0),
-    )
+    batches, records, _ = draw_batches(samples, processor, settings, seed, "sparsity")
     report = prune_two_four(network, "wanda_2_4", batches)
-    return report, {
-        "text": TEXT,
-        "samples": [records.ids[position] for position in sorted(batches.positions)],
-        "left_out": batches.left_out,
-        "asked_for": int(settings["samples"]),
-        "max_length": settings["max_length"],
-    }
+    return report, calibration_record(batches, records, settings, WANDA_TEXT)
