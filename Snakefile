@@ -20,12 +20,14 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/plan.smk"
+include: "workflow/rules/vision.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/ttft.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/publish.smk"
 
 
 rule all:
@@ -55,3 +57,4 @@ localrules:
     table6,
     figures,
     report,
+    published,

@@ -21,6 +21,7 @@ from interlace.grid import Grid, split_plan_id
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files
 from interlace.selection.registry import METHODS, PRUNERS, TWO_FOUR
+from interlace.training.recipe import resolve
 
 Config = dict[str, Any]
 # Folders of a run beside those of its models.
@@ -146,9 +147,7 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
     if config["data"]["source"] == "local":
         _check_samples_folder(config["data"]["path"])
     _check_evaluation(config["evaluation"])
-    deepspeed = Path(config["finetune"]["deepspeed"])
-    if not deepspeed.is_file():
-        raise InputError(f"config: finetune.deepspeed: {deepspeed}: no such file")
+    _check_finetune(config["finetune"])
 
 
 def _check_ratios(experiments: Config, key: str, depth: int | None) -> None:
@@ -245,6 +244,21 @@ def _check_samples_folder(path: str | None) -> None:
     ):
         raise InputError(
             f"config: data.path: {folder} holds no <subset>/*.parquet; one folder per subset is expected"
+        )
+
+
+def _check_finetune(finetune: Config) -> None:
+    for key in ("deepspeed", "deepspeed_offload"):
+        if not Path(finetune[key]).is_file():
+            raise InputError(f"config: finetune.{key}: {finetune[key]}: no such file")
+    try:
+        recipe = resolve(finetune)
+    except InputError as error:
+        raise InputError(f"config: {error}") from None
+    if finetune["loss"] != "ce" and recipe.sharding in ("zero3", "zero3_offload"):
+        raise InputError(
+            f"config: finetune.loss: {finetune['loss']} needs the dense model beside the pruned one "
+            f"on one device, but finetune.levers.sharding is {recipe.sharding}; set it to none"
         )
 
 

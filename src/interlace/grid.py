@@ -15,6 +15,7 @@ from interlace.io import read_json
 from interlace.scoring.released_files import released_files, released_names
 from interlace.selection.method import Method
 from interlace.selection.registry import METHODS, TWO_FOUR
+from interlace.training.recipe import resolve
 
 # What plans are made from, beside the base model: name, file of the scores, which methods need it.
 PLAN_INPUTS: tuple[tuple[str, str, Callable[[Method], bool]], ...] = (
@@ -169,6 +170,22 @@ class Grid:
             if needs(METHODS[split_plan_id(plan)[0]])
         }
 
+    def vision_inputs(self, model: str) -> list[str]:
+        """Return the folder of stored vision features that fine-tuning reads, if it does."""
+        cached = resolve(self.config["finetune"]).vision == "cached"
+        return [self.path(model, "vision")] if cached else []
+
+    def node_resources(self) -> dict[str, Any]:
+        """Return what SLURM must be asked for besides, where a training job has several nodes.
+
+        `mpi` keeps the executor from starting one task with all of the job's GPUs on one node, and
+        `tasks_per_gpu` from counting tasks by GPU: our launcher starts an agent on each node.
+        """
+        nodes = self.config["finetune"]["nodes"]
+        if nodes == 1:
+            return {}
+        return {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
+
     def score_files(self) -> list[str]:
         """Return the score files of every model: the similarities, and what other plans go by."""
         packs = ("pack1.json", "pack2.json", "pack3.json")
@@ -294,6 +311,10 @@ class Grid:
             names.append("figure3_finetuning")
         if self.scored_models():
             names.append("figure4_similarity")
+        tuned = [(m, v) for m, v in self.checkpoints_wanted() if v.endswith("-ft")]
+        names += [f"training_{variant}_{model}" for model, variant in tuned]
+        if tuned:
+            names.append("training_overview")
         if self.all_ttft():
             names += ["ttft_speedup", "ttft_breakdown"]
         return names

@@ -36,7 +36,7 @@ def test_bytes_are_exact_for_machines_and_short_for_people(tmp_path):
     assert rows[1]["bytes_kept"] == "1000000"
     for text in (markdown, html):
         assert "1.23 MB" in text
-        assert "1.23 times" in text
+        assert "1.30 times" in text
         assert "64 kB" in text or "64.0 kB" in text
         assert f"Source: {address}." in text
     assert "rejected: too_many_turns" in rows[0]
@@ -61,3 +61,46 @@ def test_sizes_read_well(tmp_path):
         subset = counts(bytes_kept=int(size), bytes_fetched=0)
         _, markdown, _ = table(tmp_path, {"subsets": {"s": subset}, "total": subset})
         assert f"| {text} |" in markdown, size
+
+
+def test_what_fell_short_was_dropped_or_stands_apart_is_said(tmp_path):
+    whole = counts(calibration=1, calibration_wanted=1)
+    short = counts(
+        kept=7, short=3, calibration=3, calibration_wanted=1, dropped_fields=["images.alt", "id"]
+    )
+    subsets = {f"s{n}": short for n in range(7)} | {"whole": whole}
+    body = {
+        "settings": {"calibration_fraction": 0.1},
+        "subsets": subsets,
+        "apart": {"s3": "its columns contradict those of other shards"},
+        "passed_over": ["s0/test-0.parquet", "top.parquet"],
+        "total": whole | {"short": 21, "calibration": 22, "calibration_wanted": 8},
+    }
+    rows, markdown, html = table(tmp_path, body)
+    by_name = {row["subset"]: row for row in rows}
+    assert (by_name["s0"]["calibration"], by_name["s0"]["calibration_wanted"]) == ("3", "1")
+    assert by_name["s0"]["short"] == "3"
+    for text in (markdown, html):
+        for said in (
+            "short: 7 subsets have no row left to draw: s0 (7 of 10), s1 (7 of 10), s2 (7 of 10), "
+            "s3 (7 of 10), s4 (7 of 10) and 2 more.",
+            "calibration: 22 samples; wanted: 8, 10 % of what is kept; the samples of one source row",
+            "not written: `images.alt` of s0, s1, s2, s3, s4 and 2 more",
+            "not written: `id` of s0",
+            "s3 cannot be loaded as one table",
+            "passed over: 2 Parquet files of other splits or beside the subsets, first s0/test-0",
+        ):
+            assert said in text.replace("&#x27;", "'"), said
+
+
+def test_what_went_as_wanted_takes_one_line(tmp_path):
+    subset = counts(calibration=1, calibration_wanted=1, dropped_fields=[])
+    body = {
+        "settings": {"calibration_fraction": 0.125}, "subsets": {"s": subset}, "apart": {},
+        "passed_over": [], "total": subset,
+    }  # fmt: skip
+    rows, markdown, _ = table(tmp_path, body)
+    assert "calibration_wanted" not in rows[0]
+    assert "calibration: 1 samples; wanted: 1, 12.5 % of what is kept." in markdown
+    for word in ("not written", "as one table", "passed over", "no row left"):
+        assert word not in markdown

@@ -183,3 +183,9 @@ def test_datasets_loads_the_records(format, tmp_path):
     assert [image.size for image in loaded[0]["images"]] == (
         [] if format == "scienceqa" else [(20, 10)]
     )
+
+
+def test_questions_of_more_answers_or_choices_than_a_question_has_are_left_out():
+    assert reason("textvqa", answers=["a"] * 1001) == "unusable_text"
+    assert reason("scienceqa", choices=["a"] * 27) == "unusable_text"
+    assert len(texts(examine(row("textvqa", answers=["a"] * 1000), settings("textvqa")))) == 1

@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi2
-from scipy.stats import f as f_distribution
 
-from interlace.sampling.draw import Draw, allocate, groups_of, rows_per_group, sample_size
+from interlace.sampling.draw import Draw, expected, groups_of, sample_size
+from tests.unit.likelihood import SEEDS, UNEQUAL, as_likely, draw_arc
 
-SEEDS = 2000
-UNEQUAL = np.array([7, 1, 12, 4, 9, 3])  # 36 rows
+UNITS = ("row", "row_group", "first")
 
 
 @given(st.integers(0, 10_000), st.integers(1, 100), st.integers(0, 5))
@@ -27,7 +25,7 @@ def subsets(draw):
 
 @given(
     subsets(),
-    st.sampled_from(["row", "row_group", "first"]),
+    st.sampled_from(["row", "first"]),
     st.integers(0, 99),
     st.lists(st.integers(1, 40), max_size=9),
 )
@@ -42,53 +40,24 @@ def test_rounds_hold_no_row_twice_and_begin_with_the_sample(subset, unit, seed, 
         assert len(drawn) == min(count, left)
         left -= len(drawn)
     groups = np.bincount(groups_of(rounds[0], sizes), minlength=len(sizes))
-    assert groups.tolist() == rows_per_group(sizes, target, unit, seed, "s").tolist()
-    if unit != "row_group":
-        assert draw.ranks()[rows].tolist() == list(range(sizes.sum()))
+    assert groups.tolist() == expected(sizes, sizes, target, unit, seed, "s")[0].tolist()
+    assert draw.ranks()[rows].tolist() == list(range(sizes.sum()))
     if unit == "first":
         assert rows.tolist() == sorted(rows)
 
 
-@given(subsets(), st.integers(0, 99), st.integers(0, 3))
-def test_every_round_takes_all_that_is_left_of_its_row_groups_but_of_one(subset, seed, round):
+@given(subsets(), st.integers(0, 99))
+def test_what_is_expected_is_what_is_drawn_where_no_row_is_rejected(subset, seed):
     sizes, target = subset
-    taken, _ = allocate(sizes, target, seed, "s", round)
-    assert taken.sum() == target
-    assert len(np.flatnonzero((taken > 0) & (taken < sizes))) <= 1
-
-
-def test_what_is_kept_is_as_likely_beside_rejected_rows_as_elsewhere():
-    """Half of 60 row groups have 6 of 10 rows rejected, so that all depends on which are drawn.
-
-    `Draw` says that what deviates is of the order of a group's share, 1/60. Replacing from the rest
-    of the group drawn in part would favour good rows beside bad ones by half.
-    """
-    sizes = np.full(60, 10)
-    bad = np.arange(600) % 20 < 6
-    mixed = (np.arange(600) % 20 < 10) & ~bad
-    clean = np.arange(600) % 20 >= 10
-    target = 5
-    shares = np.zeros((SEEDS, 2))
-    for seed in range(SEEDS):
-        draw, kept = Draw(sizes, "row_group", seed, "s"), np.empty(0, np.int64)
-        while len(kept) < target:
-            drawn = draw.take(target - len(kept))
-            kept = np.append(kept, drawn[~bad[drawn]])
-        assert len(kept) == len(set(kept)) == target
-        shares[seed] = mixed[kept].sum() / mixed.sum(), clean[kept].sum() / clean.sum()
-    ahead = (shares[:, 0] - shares[:, 1]) / shares.mean()
-    error = ahead.std() / SEEDS**0.5
-    assert error < 0.05
-    assert abs(ahead.mean()) < 1 / 60 + 3 * error
-
-
-def test_a_round_that_one_row_group_can_give_comes_from_one_by_its_size():
-    givers = [
-        int(np.flatnonzero(allocate(UNEQUAL, 1, seed, "s", 2)[0])[0]) for seed in range(SEEDS)
-    ]
-    counts = np.bincount(givers, minlength=len(UNEQUAL))
-    expected = UNEQUAL / UNEQUAL.sum() * SEEDS
-    assert chi2.sf(((counts - expected) ** 2 / expected).sum(), len(UNEQUAL) - 1) > 1e-3
+    for unit in UNITS:
+        taken, touched = expected(sizes, sizes, target, unit, seed, "s")
+        assert taken.sum() == target
+        assert (taken <= sizes).all()
+        assert not (taken > 0)[~touched].any()
+    rows, read = draw_arc(sizes, np.ones(sizes.sum(), bool), target, seed)
+    taken, touched = expected(sizes, sizes, target, "row_group", seed, "s")
+    assert np.bincount(groups_of(rows, sizes), minlength=len(sizes)).tolist() == taken.tolist()
+    assert sorted(read) == np.flatnonzero(touched).tolist()
 
 
 @pytest.mark.parametrize("target", [1, 9, 20, 35])
@@ -99,56 +68,46 @@ def test_a_round_that_one_row_group_can_give_comes_from_one_by_its_size():
 def test_every_row_is_as_likely_as_any_other(unit, sizes, target):
     """Chi-square of the rows' inclusion frequencies over 2,000 seeds against the fraction.
 
-    Rows of one row group are drawn together, so the frequencies are not independent. Their
-    covariance is therefore estimated from the same draws: Hotelling's T-squared, which for a known
-    covariance is the chi-square, on the first N - 1 rows (the sum of all is fixed).
+    Rows of one row group are drawn together, so the frequencies are not independent; see
+    `as_likely`. On the first N - 1 rows, since the sum of all is fixed.
     """
     num_rows = int(sizes.sum())
     seen = np.zeros((SEEDS, num_rows))
     for seed in range(SEEDS):
-        seen[seed, Draw(sizes, unit, seed, "s").take(target)] = 1
+        if unit == "row":
+            rows = Draw(sizes, unit, seed, "s").take(target)
+        else:
+            rows, _ = draw_arc(sizes, np.ones(num_rows, bool), target, seed)
+        seen[seed, rows] = 1
     assert (seen.sum(axis=1) == target).all()
-    _as_likely(seen[:, :-1], np.full(num_rows - 1, target / num_rows))
+    as_likely(seen[:, :-1], np.full(num_rows - 1, target / num_rows))
 
 
 @pytest.mark.parametrize("target", [9, 20])
 def test_every_row_group_gives_its_share_on_average(target):
-    shares = np.array([rows_per_group(UNEQUAL, target, "row_group", seed, "s") for seed in
+    shares = np.array([expected(UNEQUAL, UNEQUAL, target, "row_group", seed, "s")[0] for seed in
                        range(SEEDS)])  # fmt: skip
-    _as_likely(shares[:, :-1].astype(float), UNEQUAL[:-1] * target / UNEQUAL.sum())
-
-
-def _as_likely(draws, expected):
-    count, degrees = draws.shape
-    away = draws.mean(axis=0) - expected
-    # In a small set some sums of rows never vary; they must agree exactly.
-    values, vectors = np.linalg.eigh(np.cov(draws.T))
-    varies = values > 1e-9
-    assert np.abs(vectors[:, ~varies].T @ away).max(initial=0) < 1e-9
-    degrees = int(varies.sum())
-    statistic = count * ((vectors[:, varies].T @ away) ** 2 / values[varies]).sum()
-    scaled = statistic * (count - degrees) / (degrees * (count - 1))
-    assert f_distribution.sf(scaled, degrees, count - degrees) > 1e-3
+    as_likely(shares[:, :-1].astype(float), UNEQUAL[:-1] * target / UNEQUAL.sum())
 
 
 def test_the_likelihood_test_notices_a_bias():
     rng = np.random.default_rng(0)
     draws = (rng.random((SEEDS, 20)) < np.where(np.arange(20) == 3, 0.32, 0.25)).astype(float)
     with pytest.raises(AssertionError):
-        _as_likely(draws, np.full(20, 0.25))
+        as_likely(draws, np.full(20, 0.25))
 
 
 def test_seed_and_name_decide_and_nothing_else():
     def drawn(seed, name):
-        return Draw(UNEQUAL, "row_group", seed, name).take(10).tolist()
+        return expected(UNEQUAL, UNEQUAL, 10, "row_group", seed, name)[0].tolist()
 
     assert drawn(0, "a") == drawn(0, "a")
-    assert drawn(0, "a") != drawn(1, "a")
-    assert drawn(0, "a") != drawn(0, "b")
+    assert len({tuple(drawn(seed, "a")) for seed in range(5)}) > 2
+    assert len({tuple(drawn(0, name)) for name in "abcde"}) > 2
 
 
 def test_the_largest_subset_is_drawn_exactly():
     sizes = np.append(np.full(42_338, 100), 53)  # text_openorca: 4,233,853 rows
-    taken, _ = allocate(sizes, 42_338, 0, "text_openorca")
+    taken, touched = expected(sizes, sizes, 42_338, "row_group", 0, "text_openorca")
     assert taken.sum() == 42_338
-    assert 423 <= np.count_nonzero(taken) <= 425
+    assert 424 <= touched.sum() <= 425

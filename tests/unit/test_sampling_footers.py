@@ -9,39 +9,13 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.sampling import footers
-from interlace.sampling.footer_parser import PARSER, FooterParser
-from interlace.sampling.footers import (
-    fetch_footer,
-    footer_digest,
-    load_index,
-    parse_footer,
-    read_footers,
-    save_index,
-)
+from interlace.sampling.footer_store import footer_digest
+from interlace.sampling.footers import fetch_footer
 from interlace.sampling.ranges import RangeReader
-from interlace.sampling.settings import complete
-from interlace.sampling.source import list_shards, open_source
+from interlace.sampling.source import open_source
 from tests.flaky import FlakyFileSystem, serve
 from tests.tiny import SCHEMA, make_tiny_finevision
-
-SETTINGS = complete({})
-IMAGES, TEXTS = SCHEMA.field("images").type, SCHEMA.field("texts").type
-
-
-def read(address, cache, settings=SETTINGS):
-    source = open_source(str(address))
-    shards, _ = list_shards(source)
-    reader = RangeReader(source.filesystem, retries=0)
-    return {s.name: s for s in read_footers(source, shards, settings, reader, cache)}, reader
-
-
-def shard(folder, name, columns, rows=4, group=3, subset="s"):
-    """Write a shard of null columns of these types."""
-    table = pa.table({key: pa.nulls(rows, kind) for key, kind in columns.items()})
-    path = folder / subset / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=group)
-    return path
+from tests.unit.shards import IMAGES, SETTINGS, TEXTS, footer_of, read, shard
 
 
 def test_rows_groups_and_byte_ranges_are_those_of_the_files(tmp_path):
@@ -198,47 +172,6 @@ def test_empty_shards_and_empty_row_groups_are_fine(tmp_path):
     assert len(found["none"].schema) == 0
 
 
-@pytest.mark.parametrize("place", [-8, -7, -6])
-def test_a_footer_that_lies_about_its_length_is_refused(tmp_path, place):
-    path = shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS})
-    shard(tmp_path / "in", "b", {"images": IMAGES, "texts": TEXTS})
-    data = bytearray(path.read_bytes())
-    data[place] ^= 0x55
-    path.write_bytes(data)
-    found, _ = read(tmp_path / "in", tmp_path / "cache")
-    assert list(found["s"].refused) == ["a.parquet"]
-
-
-def test_no_flipped_byte_in_a_footer_ends_the_planning(tmp_path):
-    columns = {"images": IMAGES, "texts": TEXTS}
-    path = shard(tmp_path / "in", "a", columns)
-    shard(tmp_path / "in", "b", columns)
-    data = path.read_bytes()
-    length = int.from_bytes(data[-8:-4], "little") + 8
-    rng = np.random.default_rng(0)
-    for place in rng.choice(length, 150, replace=False):
-        flipped = bytearray(data)
-        flipped[-int(place) - 1] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        found, _ = read(tmp_path / "in", tmp_path / f"cache{place}")
-        usable = set(found["s"].groups["shard"])
-        assert "b.parquet" in usable or "a.parquet" in usable
-
-
-def test_an_index_comes_back_whole_or_by_subset(tmp_path):
-    found, _ = read(make_tiny_finevision(tmp_path / "in"), tmp_path / "cache")
-    save_index(tmp_path / "index.parquet", found.values())
-    loaded = load_index(tmp_path / "index.parquet")
-    assert [s.name for s in loaded] == list(found)
-    for subset in loaded:
-        alone = load_index(tmp_path / "index.parquet", subset.name)[0]
-        for other in (subset, alone):
-            assert other.schema == found[subset.name].schema
-            for key, values in found[subset.name].groups.items():
-                if key != "schema":
-                    assert other.groups[key].tolist() == values.tolist()
-
-
 def test_a_shard_that_cannot_be_fetched_stops_the_planning(tmp_path):
     address = serve(make_tiny_finevision(tmp_path / "in"))
 
@@ -248,69 +181,6 @@ def test_a_shard_that_cannot_be_fetched_stops_the_planning(tmp_path):
     FlakyFileSystem.fault = gone
     with pytest.raises(InputError, match=r"1 attempt failed.*stalled"):
         read(address, tmp_path / "cache")
-
-
-def footer_of(path):
-    data = path.read_bytes()
-    return data[-int.from_bytes(data[-8:-4], "little") - 8 :]
-
-
-def statistics_footer(tmp_path, rows=20, group=5):
-    """Return footer and file size of a file whose columns have statistics."""
-    path = tmp_path / "statistics.parquet"
-    table = pa.table({"a": range(rows), "b": [f"q{i}" for i in range(rows)]})
-    pq.write_table(table, path, row_group_size=group)
-    return footer_of(path), path.stat().st_size
-
-
-def test_a_footer_that_ends_the_reader_is_refused_and_the_next_is_read(tmp_path):
-    footer, size = statistics_footer(tmp_path)
-    parser, rng, died = FooterParser(), np.random.default_rng(0), 0
-    for place in rng.integers(0, len(footer) - 8, 400):
-        flipped = bytearray(footer)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        found = parser.parse(bytes(flipped), size)
-        assert (found.refused is None) == bool(found.schema)
-        died += "does not survive" in (found.refused or "")
-        if died:
-            break
-    assert died, "no flipped bit reaches the fault that this guards against"
-    with pytest.raises(OSError, match="does not survive"):
-        parse_footer(bytes(flipped))
-    again = parser.parse(footer, size)
-    parser.close()
-    assert again.refused is None
-    assert again.groups[:, 0].tolist() == [5] * 4
-
-
-def varint(value):
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
-
-
-@pytest.mark.parametrize("claimed", [10**12, 21])
-def test_row_counts_that_cannot_be_are_refused(tmp_path, claimed):
-    footer, size = statistics_footer(tmp_path, rows=20, group=20)
-    body = footer[:-8]
-    refused = []
-    for place in range(len(body) - 1):
-        if body[place : place + 2] == b"\x16\x28":  # an i64 field that says 20
-            changed = body[: place + 1] + varint(2 * claimed) + body[place + 2 :]
-            whole = changed + len(changed).to_bytes(4, "little") + b"PAR1"
-            longer = size + len(whole) - len(footer)
-            refused.append(PARSER.parse(whole, longer).refused or "")
-    assert PARSER.parse(footer, size).refused is None
-    assert any(f"row group 0 has {claimed} rows and a column of 20 values" in r for r in refused)
-    assert any(f"{claimed} rows, but 20 in its row groups" in text for text in refused)
-
-
-def test_null_rows_without_end_are_refused(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"a": pa.nulls(5_000_000, pa.int8())}), path, row_group_size=5_000_000)
-    found = PARSER.parse(footer_of(path), path.stat().st_size)
-    assert "claims 5000000 rows in" in found.refused
 
 
 def spoil_once(place):

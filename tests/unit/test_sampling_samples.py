@@ -166,7 +166,7 @@ def test_null_and_empty_images_are_rejected(tmp_path, image):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr("interlace.data.images.MAX_PIXELS", 100)
     rows = [row(data=png((9, 9))), row(data=png((11, 11))), row(data=png((40, 40)))]
     write(tmp_path / "in" / "s", rows)
     draw_samples(tmp_path / "in", tmp_path / "out", SETTINGS | {"fraction": 1.0}, seed=0)

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import fsspec
 import pytest
 
 from interlace.errors import InputError
-from interlace.sampling.source import list_shards, open_source
+from interlace.sampling.ranges import RangeReader
+from interlace.sampling.source import Source, list_shards, open_source
 from tests.finevision_like import REPO, write_scaled
 from tests.flaky import FlakyFileSystem, serve
 from tests.loopback_hub import Hub
@@ -97,6 +99,35 @@ def test_an_address_that_is_none_is_one_line(address, match):
     assert address in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "module"),
+    [("http://host/data", "aiohttp"), ("https://host/data", "aiohttp"), ("s3://b/data", "s3fs")],
+)
+def test_an_address_whose_package_is_missing_is_one_line_that_names_it(
+    monkeypatch, address, module
+):
+    monkeypatch.setitem(sys.modules, module, None)  # cannot be imported, even if it is installed
+    for loaded in [n for n in sys.modules if n.startswith("fsspec.implementations.http")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    for protocol in ("http", "https", "s3"):
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)
+    with pytest.raises(InputError, match=rf"no module `{module}`.*install it") as caught:
+        open_source(address)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{address}: ")
+
+
+@pytest.mark.parametrize("error", [OSError("no libjvm\ndlopen a\ndlopen b"), ConnectionError("x")])
+def test_a_filesystem_that_cannot_even_be_made_is_one_line(monkeypatch, error):
+    def fail(address):
+        raise error
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fail)
+    with pytest.raises(InputError, match=r"hdfs://a/b: cannot be opened \(") as caught:
+        open_source("hdfs://a/b")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_commit_is_taken_at_its_word_without_asking(monkeypatch):
     import huggingface_hub
 
@@ -114,6 +145,53 @@ def test_parquet_beside_the_subsets_and_below_the_splits_is_passed_over_by_name(
     assert found == {"a": ["0.parquet"], "b": ["0.parquet"]}
     assert passed_over == ["a/split/1/deep.parquet", "top.parquet"]
     assert listed(tmp_path, subsets=["b"])[1] == []
+
+
+class Pages(FlakyFileSystem):
+    """As fsspec sees a web server: every page a file, quoted links, no sizes in a listing."""
+
+    protocol = ("http", "https")
+    absent: str | None = None
+
+    def ls(self, path, detail=True, **options):
+        assert path == quote(unquote(path))
+        found = super().ls(unquote(path), detail=True)
+        return [i | {"name": quote(i["name"]), "size": None} for i in found]
+
+    def info(self, path, **options):
+        if path == self.absent:
+            raise FileNotFoundError(path)
+        return super().info(unquote(path)) | {"type": "file"}
+
+    def cat_file(self, path, start=None, end=None, **options):
+        assert path == quote(unquote(path))
+        return super().cat_file(unquote(path), start, end)
+
+
+def test_a_web_server_lists_and_reads_like_a_folder(tmp_path):
+    touch(tmp_path, "a(b)+c/train 0.parquet", "d/50%.parquet", "d/%41.parquet")
+    serve(tmp_path)
+    source = Source("http://host/data", None, Pages(), "/data")
+    shards, _ = list_shards(source)
+    assert shards == list_shards(open_source(str(tmp_path)))[0]
+    for files in shards.values():
+        for shard in files:
+            path = source.path(shard.subset, shard.name)
+            assert RangeReader(source.filesystem).read(path, 2, 5) == b"x" * 5
+
+
+def test_a_size_that_a_web_server_fails_to_tell_is_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 0)
+    touch(tmp_path, "a/0.parquet")
+    serve(tmp_path)
+    source = Source("http://host/data", None, Pages(), "/data")
+    monkeypatch.setattr(Pages, "absent", "/data/a/0.parquet")
+    with pytest.raises(InputError, match=r"listing: 3 attempts failed.*its size is not to be had"):
+        list_shards(source, retries=2)
+    monkeypatch.setattr(Pages, "absent", None)
+    monkeypatch.setattr(Pages, "sizes", lambda self, paths: [None for _ in paths])
+    with pytest.raises(InputError, match=r"/data/a/0\.parquet: the server does not say how large"):
+        list_shards(source)
 
 
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
@@ -143,7 +221,8 @@ LIST_TWELVE_TIMES = """
 import sys
 from interlace.sampling import ranges
 from interlace.sampling.hub import HubFiles
-from interlace.sampling.source import list_shards, open_source
+from interlace.sampling.ranges import RangeReader
+from interlace.sampling.source import Source, list_shards, open_source
 ranges.FIRST_WAIT_S = 0.01
 for _ in range(12):
     HubFiles.clear_instance_cache()

@@ -11,7 +11,7 @@ import pytest
 from interlace.errors import InputError
 from interlace.io import folder_digest
 from interlace.sampling.fetch import Fetcher, decode_group
-from interlace.sampling.footers import load_index
+from interlace.sampling.index import load_index
 from interlace.sampling.plan import plan_samples
 from interlace.sampling.subset import draw_subset
 from tests.flaky import FlakyFileSystem, serve
@@ -111,8 +111,8 @@ def test_replacements_by_row_group_take_few_row_groups_and_none_twice(place):
     counts = json.loads((out / "counts.json").read_text())
     assert (counts["kept"], counts["short"]) == (40, 0)
     assert counts["rejected"]["too_many_images"] == counts["drawn"] - 40 > 0
-    rounds = 1 + counts["rejected"]["too_many_images"]
-    assert counts["row_groups"] <= -(-counts["drawn"] // 8) + rounds
+    # Of eight rows of a group six are usable: 40 lie in 7 to 9 of them; some starts are rejected.
+    assert 7 <= counts["row_groups"] <= 12
     assert len(ranges()) == len(set(ranges()))
 
 

@@ -1,6 +1,8 @@
 # FineVision -> a plan made from footers, a sample of each subset, and all of them with a manifest.
 # The first two read the source over the network where it is a hub; nothing after them does.
 # `requests` are those they have under way; --resources requests=16 bounds them over all jobs.
+# A plan that is made anew decides by its content, not by its time, what is drawn anew.
+from interlace.sampling.planned import plan_digest, subset_digest
 
 
 checkpoint plan_samples:
@@ -31,8 +33,8 @@ checkpoint plan_samples:
 
 rule fetch_subset:
     input:
-        plan=GRID.path("sampling", "plan", "plan.json"),
-        index=GRID.path("sampling", "plan", "index.parquet"),
+        plan=lambda w: ancient(checkpoints.plan_samples.get().output.plan),
+        index=lambda w: ancient(checkpoints.plan_samples.get().output.index),
     output:
         directory(GRID.path("sampling", "subsets", "{subset}")),
     log:
@@ -50,6 +52,9 @@ rule fetch_subset:
     params:
         settings=subset_settings(CONFIG["data"]),
         spool=lambda w: GRID.path("sampling", "spool", w.subset),
+        planned=lambda w: subset_digest(
+            GRID.path("sampling", "plan", "plan.json"), w.subset
+        ),
         seed=SEED,
     message:
         "Samples: draw {params.settings[fraction]} of {wildcards.subset}"
@@ -59,7 +64,7 @@ rule fetch_subset:
 
 rule draw_samples:
     input:
-        plan=lambda w: checkpoints.plan_samples.get().output.plan,
+        plan=lambda w: ancient(checkpoints.plan_samples.get().output.plan),
         subsets=lambda w: GRID.subset_folders(
             checkpoints.plan_samples.get().output.plan
         ),
@@ -76,6 +81,7 @@ rule draw_samples:
         runtime=RESOURCES["cpu"]["runtime"],
     params:
         settings=sample_settings(CONFIG["data"]),
+        planned=lambda w: plan_digest(GRID.path("sampling", "plan", "plan.json")),
         seed=SEED,
     message:
         "Samples: gather all subsets"
@@ -104,7 +110,8 @@ rule samples_table:
         mem_mb=1000,
         runtime=10,
     params:
-        standin=STANDIN,
+        # Samples of real data are none, whatever model they are for.
+        standin=[reason for reason in STANDIN if "data" in reason],
         code=CODE["reporting"],
     message:
         "Samples: table of counts per subset"

@@ -1,4 +1,4 @@
-# The paper's figures and the TTFT plots.
+# The paper's figures, the TTFT plots and the curves of fine-tuning.
 
 
 rule figure_plan:
@@ -141,6 +141,82 @@ rule figures_ttft:
         "TTFT figures"
     script:
         "../scripts/figures_ttft.py"
+
+
+rule figure_training:
+    input:
+        GRID.path("{model}", "checkpoints", "{plan}-ft"),
+    output:
+        report(
+            GRID.path("figures", "training_{plan}-ft_{model}.svg"),
+            caption="../report/training.rst",
+            category="Fine-tuning",
+            labels={
+                "curves": "loss, learning rate, gradient norm, speed",
+                "model": "{model}",
+                "plan": "{plan}",
+            },
+        ),
+        GRID.path("figures", "training_{plan}-ft_{model}.pdf"),
+        GRID.path("figures", "training_{plan}-ft_{model}.png"),
+    log:
+        f"{LOGS}/training/{{plan}}-ft_{{model}}.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        label=lambda w: CONFIG["models"][w.model]["label"],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Curves of fine-tuning {wildcards.model} by plan {wildcards.plan}"
+    script:
+        "../scripts/figure_training.py"
+
+
+rule figure_training_overview:
+    input:
+        [
+            GRID.checkpoint(m, v)
+            for m, v in GRID.checkpoints_wanted()
+            if v.endswith("-ft")
+        ],
+    output:
+        report(
+            GRID.path("figures", "training_overview.svg"),
+            caption="../report/training_overview.rst",
+            category="Fine-tuning",
+            labels={
+                "curves": "losses of all checkpoints",
+                "model": "all",
+                "plan": "all",
+            },
+        ),
+        GRID.path("figures", "training_overview.pdf"),
+        GRID.path("figures", "training_overview.png"),
+    log:
+        f"{LOGS}/training/overview.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        runs=[
+            (CONFIG["models"][m]["label"], v)
+            for m, v in GRID.checkpoints_wanted()
+            if v.endswith("-ft")
+        ],
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Losses of all fine-tuned checkpoints"
+    script:
+        "../scripts/figure_training_overview.py"
 
 
 rule figures:

@@ -6,7 +6,10 @@ rule finetune:
         base=GRID.path("{model}", "base"),
         plan=lambda w: GRID.path(w.model, "plans", f"{w.plan}.json"),
         samples=GRID.path("samples"),
-        deepspeed=CONFIG["finetune"]["deepspeed"],
+        vision=lambda w: GRID.vision_inputs(w.model),
+        deepspeed=[
+            CONFIG["finetune"][key] for key in ("deepspeed", "deepspeed_offload")
+        ],
     output:
         directory(GRID.path("{model}", "checkpoints", "{plan}-ft")),
     log:
@@ -16,6 +19,7 @@ rule finetune:
         "../../envs/model.yaml"
     threads: RESOURCES["finetune"]["threads"]
     resources:
+        **GRID.node_resources(),
         gpu=RESOURCES["finetune"]["gpu"],
         mem_mb=RESOURCES["finetune"]["mem_mb"],
         runtime=RESOURCES["finetune"]["runtime"],

@@ -14,4 +14,7 @@ with script_log(snakemake.log[0], snakemake.threads):
         model=snakemake.wildcards.model,
         variant=f"{snakemake.wildcards.plan}-ft",
         seed=snakemake.params.seed,
+        vision=next(iter(snakemake.input.vision), None),
+        cpus=snakemake.threads,
+        mem_mb=snakemake.resources.mem_mb,
     )

@@ -5,7 +5,7 @@ Shapes: B samples, T tokens.
 
 import multiprocessing
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -208,11 +208,15 @@ def _along_tokens(value: torch.Tensor, encoded: dict[str, Any]) -> bool:
 
 
 def pad(
-    encoded: Sequence[dict[str, Any]], pad_token_id: int, padding_side: str = "right"
+    encoded: Sequence[dict[str, Any]],
+    pad_token_id: int,
+    padding_side: str = "right",
+    fill: Mapping[str, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return one batch of what `encode` returned: (1, T_b) each becomes (B, max T).
 
-    Padding is `pad_token_id` in `input_ids`, `IGNORED` in `labels` and 0 elsewhere. Pixels and
+    Padding is `pad_token_id` in `input_ids`, `IGNORED` in `labels`, what `fill` says, and 0
+    elsewhere. Pixels and
     grids are joined along their first axis; a batch without images has neither. Where their other
     axes differ (tiles per sample or per image, heights, widths), zeros fill their ends up to the
     largest, as the image processors of transformers do for a batch (`pixel_values` and
@@ -221,7 +225,7 @@ def pad(
     """
     assert padding_side in ("left", "right"), padding_side
     length = max(sample["input_ids"].shape[1] for sample in encoded)
-    fill = {"input_ids": pad_token_id, "labels": IGNORED}
+    fill = {"input_ids": pad_token_id, "labels": IGNORED, **(fill or {})}
     columns: dict[str, list[torch.Tensor]] = {}
     for sample in encoded:
         missing = length - sample["input_ids"].shape[1]

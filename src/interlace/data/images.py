@@ -1,17 +1,25 @@
 """Decode the bytes of one image, or say why that cannot be done."""
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened: rasters only. Pillow hands others, EPS above all, to outside programs."""
 
+MAX_PIXELS = 1024**3 // 4 // 3
+"""Pixels of an image, at most: a quarter of a GiB in RGB, the limit that Pillow ships with."""
+
 
 class ImageDecodeError(ValueError):
-    """The bytes are no image, or one beyond Pillow's own size limit; `reason` is its short name."""
+    """The bytes are no image, or one beyond `MAX_PIXELS`; `reason` is its short name."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -24,20 +32,39 @@ def decode_image(data: bytes | None) -> Image.Image:
     Of an animation the first frame; transparent parts on white (as Qwen's own `qwen_vl_utils` has
     them; the colour stored below full transparency is arbitrary and mostly black); CMYK, palettes
     and grey by Pillow's conversion; 16 and 32 bits a channel scaled to 8, not clipped. A file that
-    announces more pixels than Pillow's decompression-bomb limit is refused before it is unpacked.
+    announces more than `MAX_PIXELS` is refused before it is unpacked, and one that ends too early
+    is refused, whatever other packages have set Pillow to.
 
     Raises `ImageDecodeError` with the reason `missing_image` (no bytes), `too_many_pixels` or
     `undecodable_image`.
     """
+    with _opened(data) as image:
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:  # of which Pillow only warns up to twice as many
+            raise ImageDecodeError(
+                "too_many_pixels", f"{pixels} pixels; at most {MAX_PIXELS} are unpacked"
+            )
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def image_format(data: bytes | None) -> str:
+    """Return Pillow's name of the format of `data`, which is one of `FORMATS` or a kind of one.
+
+    Only the head is read. Raises `ImageDecodeError` as `decode_image` does.
+    """
+    with _opened(data) as image:
+        return str(image.format)
+
+
+@contextmanager
+def _opened(data: bytes | None) -> Iterator[Image.Image]:
+    """Open an image for the block; whatever is raised in it leaves as an `ImageDecodeError`."""
     if not data:
         raise ImageDecodeError("missing_image", "no bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_pixels(image)
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with _PILLOW, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
     except ImageDecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -51,11 +78,51 @@ def decode_image(data: bytes | None) -> Image.Image:
         raise ImageDecodeError("undecodable_image", detail) from error
 
 
-def _check_pixels(image: Image.Image) -> None:
-    """Refuse what Pillow only warns of, without a warning filter that other threads would share."""
-    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-    if most is not None and pixels > most:
-        raise ImageDecodeError("too_many_pixels", f"{pixels} pixels; at most {most} are unpacked")
+class _PillowAsShipped:
+    """Pillow's process-wide settings as they ship, and no warnings, while any thread is in the block.
+
+    Packages change them on import: VLMEvalKit allows 1e9 pixels, many a training script torn files.
+    Which rows are kept must not hang on that. The last thread to leave puts back what was found;
+    threads that use Pillow otherwise may meet the stricter settings meanwhile.
+    """
+
+    _SHIPPED: tuple[tuple[ModuleType, str, Any], ...] = (
+        (Image, "MAX_IMAGE_PIXELS", MAX_PIXELS),
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            for module, name, shipped in self._SHIPPED:
+                found = getattr(module, name)
+                if found != shipped:
+                    self._found[name] = found
+                    setattr(module, name, shipped)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return
+            self._filters.__exit__(None, None, None)
+            for module, name, shipped in self._SHIPPED:
+                # What was set anew meanwhile stays.
+                if name in self._found and getattr(module, name) == shipped:
+                    setattr(module, name, self._found[name])
+            self._found.clear()
+
+
+_PILLOW = _PillowAsShipped()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

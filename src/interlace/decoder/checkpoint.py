@@ -66,7 +66,8 @@ def save_checkpoint(
 ) -> None:
     """Write safetensors, config, processor, model card and interlace.json to the folder `out`.
 
-    `info` is the body of interlace.json; `num_layers` and `digest` (of the weights) are added.
+    `info` is the body of interlace.json; `loads_with` (the stock class), `num_layers` and `digest`
+    (of the weights) are added.
     `state_dict` holds the weights where `model` itself does not (partitioned by ZeRO-3), and
     `probe` then must hold its logits. `files` are further texts by name. The folder is reloaded
     and compared with the probe before it gets its name; RuntimeError if it differs.
@@ -84,12 +85,13 @@ def save_checkpoint(
         verify_checkpoint(partial, probe, dtype=model.dtype, device=model.device)
         info = {
             **info,
+            "loads_with": auto_class(model.config).__name__,
             "num_layers": num_layers(model.config),
             "digest": folder_digest(partial, "*.safetensors"),
         }
         for name, text in (files or {}).items():
             write_text(partial / name, text)
-        write_text(partial / "README.md", model_card(info, auto_class(model.config).__name__))
+        write_text(partial / "README.md", model_card(info))
         write_json(partial / "interlace.json", info)
         _sync(partial)
 

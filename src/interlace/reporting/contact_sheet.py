@@ -112,18 +112,21 @@ def _draw_page(
     if reasons:
         mark = standin.remark(reasons).capitalize()
         draw.text((_WIDTH - _MARGIN, 28), mark, VERMILION, fonts.answer, anchor="ra")
-    for row, (subset, (size, positions)) in enumerate(chosen.items()):
-        top = _HEADER + row * _BAND
+    top = _HEADER
+    for subset, (size, positions) in chosen.items():
         draw.line((_MARGIN, top, _WIDTH - _MARGIN - 1, top), LIGHT, 1)
         label = _fit(subset, fonts.label, _WIDTH // 2)
         draw.text((_MARGIN, top + 7), label, INK, fonts.label)
         noun = "sample" if size == 1 else "samples"
         start = _MARGIN + fonts.label.getlength(label) + 10
         draw.text((start, top + 8), f"{size} {noun}", GREY, fonts.text)
+        bottom = top
         for column, position in enumerate(positions):
             corner = (_MARGIN + column * (_CELL + _GAP), top + _LABEL)
-            _draw_sample(page, draw, dataset[position], corner, fonts)
-    return page
+            bottom = max(bottom, _draw_sample(page, draw, dataset[position], corner, fonts))
+        assert bottom <= top + _LABEL + _THUMB, "a sample that runs into the next subset"
+        top = bottom + 2 * _GAP
+    return page.crop((0, 0, _WIDTH, top - 2 * _GAP + _MARGIN))
 
 
 def _draw_sample(
@@ -132,11 +135,17 @@ def _draw_sample(
     record: Record,
     corner: tuple[int, int],
     fonts: _Fonts,
-) -> None:
-    """Draw images (if any), the first question, its answer and how many turns follow."""
+) -> int:
+    """Draw images (if any), the first question, its answer and how many turns follow.
+
+    Returns where the lower of the two ends.
+    """
     left, top = corner
+    bottom = top
     if record.images:
-        page.paste(_thumbnail(record.images), corner)
+        thumbnail = _thumbnail(record.images)
+        page.paste(thumbnail, corner)
+        bottom += thumbnail.height
         left += _THUMB + _GAP
     width = corner[0] + _CELL - left
     turn = record.turns[0]
@@ -151,15 +160,17 @@ def _draw_sample(
         for line in lines:
             draw.text((left, top), line, colour, font)
             top += _LINE
+    return max(top, bottom)
 
 
 def _thumbnail(images: list[Image.Image]) -> Image.Image:
-    """Return a square with all images, each in a thin frame, side by side from two on."""
+    """Return all images, each in a thin frame, side by side from two on; at most `_THUMB` high."""
     columns = 1 if len(images) == 1 else 2
     rows = -(-len(images) // columns)
     box = Image.new("RGB", (_THUMB, _THUMB), "white")
     draw = ImageDraw.Draw(box)
     size = (_THUMB - 4 * (columns - 1)) // columns, (_THUMB - 4 * (rows - 1)) // rows
+    bottom = 0
     for number, image in enumerate(images):
         # Never enlarged more than twice: a tiny image stays recognisably tiny.
         most = [min(side - 2, 2 * own) for side, own in zip(size, image.size, strict=True)]
@@ -167,7 +178,8 @@ def _thumbnail(images: list[Image.Image]) -> Image.Image:
         left, top = number % columns * (size[0] + 4), number // columns * (size[1] + 4)
         draw.rectangle((left, top, left + small.width + 1, top + small.height + 1), outline=_FRAME)
         box.paste(small, (left + 1, top + 1))
-    return box
+        bottom = max(bottom, top + small.height + 2)
+    return box.crop((0, 0, _THUMB, bottom))
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:

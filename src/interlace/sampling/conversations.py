@@ -16,7 +16,6 @@ so that any text survives the round trip. Answers are not searched for images an
 turns such a file into a folder to draw from (`data.source: local`, `data.path: <folder>`).
 """
 
-import io
 import json
 import re
 import stat
@@ -28,9 +27,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from interlace.data.images import FORMATS
+from interlace.data.images import ImageDecodeError, image_format
 from interlace.errors import InputError
 from interlace.io import atomic_path, read_json, write_json
 from interlace.progress import track
@@ -115,8 +113,8 @@ def _to_item(
 
 
 def _suffix(data: bytes) -> str:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return _SUFFIXES.get(image.format, f".{image.format.lower()}")
+    format = image_format(data)
+    return _SUFFIXES.get(format, f".{format.lower()}")
 
 
 def _escape(text: str) -> tuple[str, int]:
@@ -272,10 +270,10 @@ def _read_image(path: Path) -> tuple[bytes | None, str | None]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         return None, f"not readable ({type(error).__name__})"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS):
-            return data, None
-    except Exception:  # Pillow's plugins raise what they like; all of it says: not an image
-        return None, "not an image"
+        image_format(data)
+    except ImageDecodeError as error:
+        return None, "not an image" if error.reason != "too_many_pixels" else "too many pixels"
+    return data, None
 
 
 def main(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from interlace.sampling.values import RejectedRow, check_text, value
+from interlace.sampling.values import RejectedRow, check_text, length, value
 
 COLUMNS = {
     "chartqa": ("image", "query", "label"),
@@ -40,6 +40,9 @@ COLUMNS = {
     "scienceqa": ("image", "question", "choices", "answer"),
 }
 """Format -> the columns a record is made from."""
+
+MOST_ANSWERS = 1000
+"""Answers to one question; TextVQA has ten."""
 
 IMAGES = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
 TEXTS = pa.list_(pa.struct([("user", pa.string()), ("assistant", pa.string())]))
@@ -61,6 +64,8 @@ def read_question(values: pa.Table, format: str) -> Question:
     if format == "scienceqa":
         return Question(images, *_multiple_choice(values))
     asked, answered = COLUMNS[format][1:]
+    if length(values, answered) > MOST_ANSWERS:
+        raise RejectedRow("unusable_text", f"{length(values, answered)} answers")
     answers = value(values, answered)
     answers = answers if isinstance(answers, list) else [answers]
     distinct = list(dict.fromkeys(a for a in answers if isinstance(a, str) and a.strip()))
@@ -71,9 +76,10 @@ def read_question(values: pa.Table, format: str) -> Question:
 
 
 def _multiple_choice(values: pa.Table) -> tuple[str, list[str]]:
+    if length(values, "choices") > len(ascii_uppercase):
+        number = length(values, "choices")
+        raise RejectedRow("unusable_text", f"{number} choices; letters end at 26")
     choices, right = value(values, "choices") or [], value(values, "answer")
-    if len(choices) > len(ascii_uppercase):
-        raise RejectedRow("unusable_text", f"{len(choices)} choices; letters end at 26")
     if not isinstance(right, int) or not 0 <= right < len(choices):
         raise RejectedRow("unusable_text", f"answer {right} is none of {len(choices)} choices")
     lines = [

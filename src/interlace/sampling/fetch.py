@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 
 from interlace.errors import InputError
 from interlace.io import atomic_path, read_json, write_json
-from interlace.sampling.footers import SubsetFooters, fetch_footer, footer_digest
+from interlace.sampling.footer_store import FooterStore
+from interlace.sampling.footers import fetch_footer, forget
+from interlace.sampling.index import SubsetFooters
 from interlace.sampling.ranges import RangeReader, one_line
-from interlace.sampling.source import Source
+from interlace.sampling.schemas import conform
+from interlace.sampling.source import Source, cache_folder
 
 MOST_UNPACKED = 1024**3
 """Bytes; a row group whose footer announces more is left alone: memory would not hold it."""
@@ -49,11 +52,17 @@ class Fetcher:
         footers: SubsetFooters,
         windows: np.ndarray,
         reader: RangeReader,
+        planned: Path,
         spool: Path,
         workers: int,
     ) -> None:
-        """`windows`: a number for each row of the subset."""
+        """`windows`: a number for each row of the subset. `planned`: the folder of the plan."""
         self._source, self._footers, self._reader, self._spool = source, footers, reader, spool
+        self._planned = planned
+        # Where no commit says that a shard is what it was, its footer is fetched to tell.
+        kept = [cache_folder(source), planned] if source.revision is not None else []
+        self._store = FooterStore(*(folder for folder in kept if folder is not None), spool)
+        self._unchanged: set[str] = set()  # shards whose footer was compared
         self._groups, self._schema = footers.groups, footers.schema
         ends = np.cumsum(self._groups["rows"])
         self._starts = ends - self._groups["rows"]
@@ -149,32 +158,56 @@ class Fetcher:
                 return decode_group(metadata, number, data, start, self._schema)
             except UnreadableRowGroupError:
                 if last:
+                    self._check_unchanged(shard, group)
                     raise
         raise AssertionError("unreachable: the second attempt returns or raises")
 
     def _metadata_of(self, shard: str, group: int) -> pq.FileMetaData:
-        """Return a shard's metadata, whose footer is fetched once and spooled."""
+        """Return a shard's metadata from its footer, kept by planning or fetched and spooled."""
         with self._lock:
             lock = self._locks[shard]
         with lock:
             if shard not in self._metadata:
-                size, length = (int(self._groups[name][group]) for name in ("size", "footer"))
-                mark = str(self._groups["digest"][group])
-                spooled = self._spool / f"{self._first_group(shard):07d}.footer"
-                path = self._source.path(self._footers.name, shard)
-                footer = spooled.read_bytes() if spooled.exists() else b""
-                if footer_digest(footer) != mark:
-                    footer = fetch_footer(self._reader, path, size, length, mark)
-                    if footer is None:
-                        raise InputError(_changed(path))
-                    with atomic_path(spooled) as partial:
-                        partial.write_bytes(footer)
+                mark, length = (
+                    str(self._groups["digest"][group]),
+                    int(self._groups["footer"][group]),
+                )
+                footer = self._store.get(mark, length)
+                if footer is None:
+                    footer = self._fetch_footer(shard, group)
+                    self._store.put(mark, footer)
                 # The very bytes that were parsed for the plan, in a process that could be spared.
                 self._metadata[shard] = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
             return self._metadata[shard]
 
-    def _first_group(self, shard: str) -> int:
-        return int(np.flatnonzero(self._groups["shard"] == shard)[0])
+    def _check_unchanged(self, shard: str, group: int) -> None:
+        """Check that a shard that cannot be decoded has the footer still that was planned with."""
+        with self._lock:
+            lock = self._locks[shard]
+        with lock:
+            if shard not in self._unchanged:
+                self._fetch_footer(shard, group)
+
+    def _fetch_footer(self, shard: str, group: int) -> bytes:
+        """Fetch a shard's footer; raises `InputError` where it is not the one planned with."""
+        path = self._source.path(self._footers.name, shard)
+        size, length = (int(self._groups[name][group]) for name in ("size", "footer"))
+        mark = str(self._groups["digest"][group])
+        footer = fetch_footer(self._reader, path, size, length, mark)
+        if footer is not None:
+            self._unchanged.add(shard)
+            return footer
+        stale = [self._planned.parent]
+        cache = cache_folder(self._source)
+        if cache is not None:
+            try:
+                forget(cache, self._footers.name)
+            except OSError:
+                stale.append(cache)
+        raise InputError(
+            f"{path}: changed since it was planned; delete {' and '.join(map(str, stale))} and run "
+            "again"
+        )
 
 
 def decode_group(
@@ -195,8 +228,7 @@ def decode_group(
             raise UnreadableRowGroupError(
                 f"{table.num_rows} rows for {metadata.row_group(number).num_rows}"
             )
-        tables = [schema.empty_table(), table.replace_schema_metadata(None)]
-        return pa.concat_tables(tables, promote_options="permissive").cast(schema)
+        return conform(table, schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UnreadableRowGroupError(one_line(error)) from error
 
@@ -252,7 +284,3 @@ class _Piece(io.RawIOBase):
     @property
     def _end(self) -> int:
         return self._start + len(self._data)
-
-
-def _changed(path: str) -> str:
-    return f"{path}: changed since it was planned; delete the folder `sampling` of this run"

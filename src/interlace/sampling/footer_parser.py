@@ -31,10 +31,13 @@ MOST_ROWS = 2**31 - 1  # of a row group; page headers count values in 32 bits
 _LOST = 2**62  # bytes; more than any file, and sums of two still fit 64 bits
 _HEAD = struct.Struct("<qq")
 
+SPAN = ("rows", "start", "length", "unpacked", "images", "turns")
+"""What is known of a row group; the last two: items in its columns `images` and `texts`."""
+
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a footer says; `groups` has a row (rows, start, length, unpacked) per row group."""
+    """What a footer says; `groups` has a row of the columns `SPAN` per row group."""
 
     refused: str | None
     schema: str  # packed, "" where refused
@@ -72,7 +75,7 @@ class FooterParser:
                 self._drop()
                 return _refused(f"the Parquet reader does not survive its footer (status {status})")
         answer = json.loads(line)
-        groups = np.array(answer["groups"], np.int64).reshape(-1, 4)
+        groups = np.array(answer["groups"], np.int64).reshape(-1, len(SPAN))
         return Parsed(answer["refused"], answer["schema"], groups)
 
     def close(self) -> None:
@@ -122,8 +125,14 @@ def unpack(text: str) -> pa.Schema:
     return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
 
 
-def group_span(metadata: pq.FileMetaData, number: int) -> tuple[int, int, int, int]:
-    """Return a row group's rows, first byte, length in the file and bytes when unpacked.
+def group_span(
+    metadata: pq.FileMetaData, number: int, leaves: list[tuple[str, bool]]
+) -> tuple[int, ...]:
+    """Return a row group's `SPAN`: rows, first byte, length in the file, bytes when unpacked, items.
+
+    `leaves`: of each leaf column, which column it is of and whether within a list. Items of a list
+    column are the values of its leaves: a list without items, or null, counts as one. A column that
+    is absent has one a row.
 
     To be called on footers that `FooterParser` has let pass, else it may end the process.
     Raises `ValueError` for numbers that no writer means.
@@ -131,12 +140,12 @@ def group_span(metadata: pq.FileMetaData, number: int) -> tuple[int, int, int, i
     group = metadata.row_group(number)
     rows = group.num_rows
     if rows == 0:  # nothing is written for it, and its offsets mean nothing
-        return 0, 4, 0, 0
+        return 0, 4, 0, 0, 0, 0
     starts, ends, unpacked = [], [], 0
-    for i in range(group.num_columns):
+    items = {"images": rows, "texts": rows}
+    for i, (top, nested) in enumerate(leaves):
         column = group.column(i)
         values = column.num_values
-        nested = metadata.schema.column(i).max_repetition_level > 0
         if values < rows or (values > rows and not nested):
             raise ValueError(f"row group {number} has {rows} rows and a column of {values} values")
         start = column.data_page_offset
@@ -145,25 +154,33 @@ def group_span(metadata: pq.FileMetaData, number: int) -> tuple[int, int, int, i
         length, plain = column.total_compressed_size, column.total_uncompressed_size
         if start < 4 or length < 0 or plain < 0:
             raise ValueError(f"row group {number} has a column of {length} bytes at byte {start}")
+        if top in items:
+            items[top] = max(items[top], values)
         starts.append(start)
         ends.append(start + length)
         unpacked += plain
     start = min(starts, default=4)
     # Some writers leave one of the two announcements at zero.
     unpacked = min(max(unpacked, group.total_byte_size), _LOST)
-    return rows, start, max(ends, default=4) - start, unpacked
+    return rows, start, max(ends, default=4) - start, unpacked, items["images"], items["texts"]
 
 
-def describe(footer: bytes, size: int) -> tuple[str, list[tuple[int, int, int, int]]]:
+def describe(footer: bytes, size: int) -> tuple[str, list[tuple[int, ...]]]:
     """Return packed schema and spans of a footer of a file of `size` bytes, in this process.
 
     Raises `ValueError` or an Arrow error where it is of no use, if the process survives it.
     """
     metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-    groups = [group_span(metadata, number) for number in range(metadata.num_row_groups)]
+    columns = [metadata.schema.column(i) for i in range(len(metadata.schema))]
+    leaves = [(column.path.split(".")[0], column.max_repetition_level > 0) for column in columns]
+    if any(
+        metadata.row_group(i).num_columns != len(leaves) for i in range(metadata.num_row_groups)
+    ):
+        raise ValueError(f"a row group without some of its {len(leaves)} columns")
+    groups = [group_span(metadata, number, leaves) for number in range(metadata.num_row_groups)]
     end = 4
     for number in sorted(range(len(groups)), key=lambda i: groups[i][1]):
-        rows, start, length, _ = groups[number]
+        rows, start, length = groups[number][:3]
         if start + length > size - len(footer):
             raise ValueError(f"row group {number} lies outside the file")
         # A row of null columns takes less than a byte; thousands of millions of them are a lie.
@@ -179,7 +196,7 @@ def describe(footer: bytes, size: int) -> tuple[str, list[tuple[int, int, int, i
 
 
 def _refused(why: str) -> Parsed:
-    return Parsed(why, "", np.zeros((0, 4), np.int64))
+    return Parsed(why, "", np.zeros((0, len(SPAN)), np.int64))
 
 
 def _answer(footer: bytes, size: int) -> dict[str, Any]:

@@ -2,28 +2,26 @@
 
 A footer is asked for by the last bytes of its file; if it is longer, once more. What is known is
 saved every few shards, so that a killed reading goes on from there. A footer of no use is read once
-more, in case the network spoiled it, and its refusal is never saved.
+more, in case the network spoiled it, and its refusal is never saved. Those of a commit are kept as
+they are too (`interlace.sampling.footer_store`), since decoding a row group takes its shard's.
 """
 
-import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from interlace.io import atomic_path
 from interlace.progress import track
-from interlace.sampling.footer_parser import PARSER, pack, unpack
+from interlace.sampling.footer_parser import PARSER, SPAN, pack, unpack
+from interlace.sampling.footer_store import FooterStore, footer_digest
+from interlace.sampling.index import GROUPS, SubsetFooters, load_index, save_index
 from interlace.sampling.ranges import RangeReader
 from interlace.sampling.rows import schema_complaint
 from interlace.sampling.schemas import unify
@@ -31,81 +29,7 @@ from interlace.sampling.source import Shard, Source
 
 SAVE_EVERY = 32  # shards
 FIRST_GUESS = 48 * 1024  # twenty row groups of FineVision's thirteen columns need about 40 kB
-_ANY_SIZE = 2**62
 _MAGIC = 8  # bytes of footer length and magic number at the end of a file
-
-_GROUPS = pa.schema(
-    [
-        ("subset", pa.string()),
-        ("shard", pa.string()),
-        ("size", pa.int64()),  # of the shard, in bytes
-        ("footer", pa.int64()),  # length with its trailing eight bytes; 0 where refused
-        ("digest", pa.string()),  # of the footer; null where refused
-        ("schema", pa.int32()),  # index into the file's list of schemas
-        ("refused", pa.string()),  # why the shard is of no use; null where it is
-        ("row_group", pa.int32()),  # -1 in the only row of a shard without row groups
-        ("rows", pa.int64()),
-        ("start", pa.int64()),  # byte in the shard
-        ("length", pa.int64()),
-        ("unpacked", pa.int64()),  # bytes that the footer announces
-    ]
-)
-
-
-@dataclass(frozen=True)
-class SubsetFooters:
-    """The shards of one subset in the order of their names.
-
-    `table` has the columns of the index, a row per row group, empty and refused ones among them.
-    """
-
-    name: str
-    table: pa.Table
-    schemas: tuple[pa.Schema, ...]
-
-    @cached_property
-    def groups(self) -> dict[str, np.ndarray]:
-        """Columns of the row groups that can be drawn from: shard, row_group, rows, start, ..."""
-        table = self.table.filter(
-            pc.and_(
-                pc.is_null(self.table["refused"]),
-                pc.greater(self.table["rows"], 0),
-            )
-        )
-        return {
-            name: table[name].to_numpy(zero_copy_only=False)
-            for name in ("shard", "size", "footer", "digest", "schema", "row_group", "rows",
-                         "start", "length", "unpacked")
-        }  # fmt: skip
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that can be drawn."""
-        return int(self.groups["rows"].sum())
-
-    @property
-    def refused(self) -> dict[str, str]:
-        """Shard -> why it is of no use."""
-        bad = self.table.filter(pc.is_valid(self.table["refused"]))
-        return dict(zip(bad["shard"].to_pylist(), bad["refused"].to_pylist(), strict=True))
-
-    @property
-    def num_shards(self) -> int:
-        """Shards, refused ones among them."""
-        return len(self.table["shard"].unique())
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The schema that holds the rows of every usable shard."""
-        used = np.unique(self.groups["schema"])
-        if not len(used):
-            return pa.schema([])
-        return unify([self.schemas[i] for i in self.by_rows(used)])[0]
-
-    def by_rows(self, used: np.ndarray) -> list[int]:
-        """Return schema numbers, those of most rows first, so that an odd shard can't outvote them."""
-        rows = {int(i): int(self.groups["rows"][self.groups["schema"] == i].sum()) for i in used}
-        return sorted(rows, key=lambda i: (-rows[i], i))
 
 
 def read_footers(
@@ -121,10 +45,13 @@ def read_footers(
     that is no Parquet file, lacks a column or contradicts the others is refused, with the reason.
     Raises `InputError` where a shard cannot be fetched.
     """
+    store = FooterStore(cache) if source.revision is not None else None
     known = {name: _load(cache, name, files) for name, files in shards.items()}
     guesses = _Guesses()
     with ThreadPoolExecutor(settings["workers"]) as pool:
-        read = partial(_read_shards, pool, partial(_read_shard, source, reader, guesses), cache)
+        read = partial(
+            _read_shards, pool, partial(_read_shard, source, reader, guesses, store), cache
+        )
         try:
             read(
                 known,
@@ -180,39 +107,6 @@ def _doubted(
     return doubted
 
 
-def save_index(path: Path, subsets: Iterable[SubsetFooters]) -> None:
-    """Write footers as one Parquet file, sorted by subset as they come, atomically."""
-    tables, schemas = [], {}
-    for subset in subsets:
-        numbers = [schemas.setdefault(pack(s), len(schemas)) for s in subset.schemas]
-        column = subset.table["schema"].to_numpy()
-        mapped = np.array([*numbers, -1])[column] if len(column) else column
-        place = subset.table.schema.get_field_index("schema")
-        tables.append(
-            subset.table.set_column(place, _GROUPS.field("schema"), pa.array(mapped, pa.int32()))
-        )
-    table = pa.concat_tables([_GROUPS.empty_table(), *tables])
-    table = table.replace_schema_metadata({"schemas": json.dumps(list(schemas))})
-    with atomic_path(path) as partial:
-        pq.write_table(table, partial, row_group_size=16 * 1024, compression="zstd")
-
-
-def load_index(path: Path, subset: str | None = None) -> list[SubsetFooters]:
-    """Return the footers in a file of `save_index`, of one subset or of all."""
-    filters = [("subset", "==", subset)] if subset is not None else None
-    table = pq.read_table(path, filters=filters)
-    packed = json.loads((pq.read_schema(path).metadata or {})[b"schemas"])
-    schemas = tuple(unpack(text) for text in packed)
-    table = table.replace_schema_metadata(None)
-    names = table["subset"].to_pylist() if subset is None else []
-    bounds = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]] or [0]
-    return [
-        SubsetFooters(table["subset"][a].as_py(), table.slice(a, b - a), schemas)
-        for a, b in zip(bounds, [*bounds[1:], len(table)], strict=True)
-        if b > a
-    ]
-
-
 # -- one shard ----------------------------------------------------------------------------------
 
 
@@ -223,7 +117,7 @@ class _Footer:
     length: int = 0
     digest: str | None = None
     schema: str = ""
-    groups: np.ndarray | None = None  # (row groups, 4): rows, start, length, unpacked
+    groups: np.ndarray | None = None  # (row groups, columns of SPAN)
 
 
 class _Guesses:
@@ -242,16 +136,22 @@ class _Guesses:
             self._longest[subset] = max(length, self._longest.get(subset, 0))
 
 
-def _read_shard(source: Source, reader: RangeReader, guesses: _Guesses, shard: Shard) -> _Footer:
+def _read_shard(
+    source: Source, reader: RangeReader, guesses: _Guesses, store: FooterStore | None, shard: Shard
+) -> _Footer:
     """Read a footer; one of no use is read once more before it is refused."""
     if shard.size < 12:
         return _Footer(shard, f"truncated or not Parquet ({shard.size} bytes)")
     path = source.path(shard.subset, shard.name)
-    found = _read_once(path, reader, guesses, shard)
-    return _read_once(path, reader, guesses, shard) if found.refused is not None else found
+    found = _read_once(path, reader, guesses, store, shard)
+    if found.refused is not None:
+        found = _read_once(path, reader, guesses, store, shard)
+    return found
 
 
-def _read_once(path: str, reader: RangeReader, guesses: _Guesses, shard: Shard) -> _Footer:
+def _read_once(
+    path: str, reader: RangeReader, guesses: _Guesses, store: FooterStore | None, shard: Shard
+) -> _Footer:
     asked = min(shard.size, max(guesses.of(shard.subset), _MAGIC))
     tail = reader.read(path, shard.size - asked, asked)
     length = int.from_bytes(tail[-8:-4], "little") + _MAGIC
@@ -264,12 +164,10 @@ def _read_once(path: str, reader: RangeReader, guesses: _Guesses, shard: Shard) 
     if parsed.refused is not None:
         return _Footer(shard, parsed.refused)
     guesses.learn(shard.subset, length)
-    return _Footer(shard, None, length, footer_digest(footer), parsed.schema, parsed.groups)
-
-
-def footer_digest(footer: bytes) -> str:
-    """Return what tells a footer from any other, spoiled or of another version of its file."""
-    return hashlib.blake2b(footer, digest_size=8).hexdigest()
+    mark = footer_digest(footer)
+    if store is not None:
+        store.put(mark, footer)
+    return _Footer(shard, None, length, mark, parsed.schema, parsed.groups)
 
 
 def fetch_footer(
@@ -286,26 +184,16 @@ def fetch_footer(
     return None
 
 
-def parse_footer(footer: bytes) -> pq.FileMetaData:
-    """Return the metadata in a file's last bytes; the file before them is not needed.
-
-    Raises `OSError` for bytes that are none or that the reader would not survive.
-    """
-    parsed = PARSER.parse(footer, _ANY_SIZE)
-    if parsed.refused is not None:
-        raise OSError(parsed.refused)
-    return pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-
-
 def _gather(known: dict[str, _Footer], files: list[Shard]) -> SubsetFooters:
     name, footers = files[0].subset, [known[shard.name] for shard in files]
     schemas: dict[str, int] = {}
-    columns: dict[str, list[np.ndarray | list[Any]]] = {field: [] for field in _GROUPS.names}
+    columns: dict[str, list[np.ndarray | list[Any]]] = {field: [] for field in GROUPS.names}
     for footer in footers:
-        groups = footer.groups if footer.groups is not None else np.zeros((0, 4), np.int64)
+        nothing = np.zeros((0, len(SPAN)), np.int64)
+        groups = footer.groups if footer.groups is not None else nothing
         numbers = np.arange(len(groups))
         if not len(groups):
-            groups, numbers = np.zeros((1, 4), np.int64), np.array([-1])
+            groups, numbers = np.zeros((1, len(SPAN)), np.int64), np.array([-1])
         schema = schemas.setdefault(footer.schema, len(schemas)) if footer.schema else -1
         for field, value in (
             ("subset", name), ("shard", footer.shard.name), ("size", footer.shard.size),
@@ -313,15 +201,13 @@ def _gather(known: dict[str, _Footer], files: list[Shard]) -> SubsetFooters:
             ("refused", footer.refused),
         ):  # fmt: skip
             columns[field].append([value] * len(groups))
-        for field, values in zip(
-            ("row_group", "rows", "start", "length", "unpacked"), (numbers, *groups.T), strict=True
-        ):
+        for field, values in zip(("row_group", *SPAN), (numbers, *groups.T), strict=True):
             columns[field].append(values)
     arrays = [
         pa.chunked_array([pa.array(part, field.type) for part in columns[field.name]], field.type)
-        for field in _GROUPS
+        for field in GROUPS
     ]
-    table = pa.Table.from_arrays(arrays, schema=_GROUPS).combine_chunks()
+    table = pa.Table.from_arrays(arrays, schema=GROUPS).combine_chunks()
     return SubsetFooters(name, table, tuple(unpack(text) for text in schemas))
 
 
@@ -347,8 +233,13 @@ def _refuse_unusable(subset: SubsetFooters, settings: dict[str, Any]) -> SubsetF
         )
     ]
     place = subset.table.schema.get_field_index("refused")
-    table = subset.table.set_column(place, _GROUPS.field("refused"), pa.array(refused, pa.string()))
+    table = subset.table.set_column(place, GROUPS.field("refused"), pa.array(refused, pa.string()))
     return SubsetFooters(subset.name, table, subset.schemas)
+
+
+def forget(cache: Path, subset: str) -> None:
+    """Remove what `cache` has of a subset that is not what it was; raises `OSError`."""
+    (cache / f"{subset}.parquet").unlink(missing_ok=True)
 
 
 def _save(cache: Path, name: str, known: dict[str, _Footer]) -> None:
@@ -369,10 +260,10 @@ def _load(cache: Path, name: str, files: list[Shard]) -> dict[str, _Footer]:
     except (OSError, pa.ArrowException, KeyError, ValueError, IndexError):
         return {}
     table = found[0].table
-    if len(found) != 1 or found[0].name != name or table.schema != _GROUPS:
+    if len(found) != 1 or found[0].name != name or table.schema != GROUPS:
         return {}
-    columns = {field: table[field].to_pylist() for field in _GROUPS.names}
-    spans = np.stack([table[f].to_numpy() for f in ("rows", "start", "length", "unpacked")], 1)
+    columns = {field: table[field].to_pylist() for field in GROUPS.names}
+    spans = np.stack([table[field].to_numpy() for field in SPAN], 1)
     shards = columns["shard"]
     bounds = [i for i in range(len(shards)) if i == 0 or shards[i] != shards[i - 1]]
     wanted = {shard.name: shard for shard in files}

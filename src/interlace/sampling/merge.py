@@ -20,6 +20,7 @@ from interlace.io import atomic_path, digest, read_json, write_json
 from interlace.provenance import stamp
 from interlace.sampling.plan import PLAN
 from interlace.sampling.rows import REASONS
+from interlace.sampling.schemas import rewrite, unify
 from interlace.sampling.settings import complete, sample_settings
 from interlace.sampling.subset import FILE, MANIFEST
 
@@ -27,11 +28,10 @@ RULES = {
     "row": "uniform without replacement within each subset: floor(fraction * rows), at least "
     "min_per_subset; rejected rows replaced by the next of the same random order, so that what is "
     "kept is uniform among the rows that are not rejected",
-    "row_group": "whole row groups drawn within each subset so that every row is as likely as any "
-    "other, one of them in part: floor(fraction * rows), at least min_per_subset; as many rows as "
-    "were rejected are drawn in the same way among all rows not drawn yet, and so on. Where rows of "
-    "a group are rejected together, what is kept is uniform up to a relative deviation of the order "
-    "of one row group's share of its subset",
+    "row_group": "within each subset row groups on a circle in random order, rows within them in "
+    "random order; a row drawn uniformly, again while it is a rejected one, and what follows it both "
+    "ways until floor(fraction * rows), at least min_per_subset, are kept, so that what is kept is "
+    "uniform among the rows that are not rejected, however rejections gather in some row groups",
     "first": "the first rows of each subset, as the released code takes them: floor(fraction * "
     "rows), at least min_per_subset; rejected rows replaced by those that follow",
 }
@@ -47,10 +47,10 @@ def merge_samples(
 ) -> None:
     """Gather the folders that `draw_subset` wrote, by subset, into the folder `out`.
 
-    Writes `<subset>/*.parquet` (hard links where the file system has them), `manifest.parquet` (a
-    row per sample and per rejected row; `calibration` marks the split that scores are measured on,
-    `finetune` the samples that models are tuned on) and `samples.json` (counts and settings).
-    Raises `InputError` where no row was kept.
+    Writes `<subset>/*.parquet` (hard links where the file system has them; see `_place`),
+    `manifest.parquet` (a row per sample and per rejected row; `calibration` marks the split that
+    scores are measured on, `finetune` the samples that models are tuned on) and `samples.json`
+    (counts and settings). Raises `InputError` where no row was kept.
     """
     settings = complete(settings)
     body = read_json(planned / PLAN)
@@ -80,15 +80,14 @@ def merge_samples(
     table = table.append_column("calibration", pa.array(chosen))
     table = table.append_column("finetune", pa.array(tuned))
     marked = Counter(table.filter(table["calibration"])["subset"].to_pylist())
-    body["subsets"] = {
-        name: _finished(entry, counts.get(name), marked[name], wanted.get(name, 0))
-        for name, entry in body["subsets"].items()
-    }
     with atomic_path(out, directory=True) as partial:
-        for name, folder in subsets.items():
-            if (folder / FILE).exists():
-                (partial / name).mkdir()
-                _link(folder / FILE, partial / name / FILE)
+        body["apart"] = _place(subsets, partial, {name: c["kept"] for name, c in counts.items()})
+        for path in partial.glob(f"*/{FILE}"):
+            counts[path.parent.name]["bytes_kept"] = path.stat().st_size
+        body["subsets"] = {
+            name: _finished(entry, counts.get(name), marked[name], wanted.get(name, 0))
+            for name, entry in body["subsets"].items()
+        }
         pq.write_table(table, partial / "manifest.parquet")
         write_json(partial / "samples.json", _summary(body, settings, seed, config_digest))
     for name, count in body["subsets"].items():
@@ -98,6 +97,8 @@ def merge_samples(
                 f"the {count['drawn'] - count['kept']} rejected ones",
                 file=sys.stderr,
             )
+    for name, why in body["apart"].items():
+        print(f"{name}: to be loaded apart from the other subsets; {why}", file=sys.stderr)
 
 
 def calibration_quota(subsets: np.ndarray, kept: np.ndarray, fraction: float) -> dict[str, int]:
@@ -180,6 +181,36 @@ def _check_unique(table: pa.Table, kept: np.ndarray) -> None:
     assert len(ids.unique()) == len(ids), "two samples of one id"
 
 
+def _place(subsets: Mapping[str, Path], out: Path, rows: dict[str, int]) -> dict[str, str]:
+    """Put the samples of each subset to `<out>/<subset>/`, so that all can be read as one table.
+
+    `datasets` and `pyarrow.dataset` take the columns and types of the first file for those of all,
+    fill up what others lack and widen their types. So the first gets the columns of all subsets and
+    is written anew for it; the others are linked. In a conflict the columns of the most `rows` (of
+    each subset) count. Returns subset -> why it cannot be read together with the others.
+    """
+    files = {name: folder / FILE for name, folder in subsets.items() if (folder / FILE).exists()}
+    schemas = {name: pq.read_schema(files[name]) for name in files}
+    alike = {
+        n: sum(rows[other] for other in files if schemas[other].equals(schemas[n])) for n in files
+    }
+    most_first = sorted(files, key=lambda name: (-alike[name], name))
+    common, contradicting = unify([schemas[name] for name in most_first])
+    apart = {most_first[number]: why for number, why in contradicting.items()}
+    # As Python sorts paths, and as strings are sorted: "a+b/" comes before "a/".
+    together = [name for name in files if name not in apart]
+    first = {min(together), min(together, key=lambda name: f"{name}/")}
+    for name, file in files.items():
+        (out / name).mkdir()
+        widest = unify([schemas[name], common])[0] if name in first else schemas[name]
+        if widest.equals(schemas[name]):
+            _link(file, out / name / FILE)
+        else:
+            fields = [field.with_nullable(True) for field in widest]
+            rewrite(file, out / name / FILE, pa.schema(fields, schemas[name].metadata))
+    return apart
+
+
 def _link(source: Path, target: Path) -> None:
     """Hard-link a file, or copy it where the file system cannot."""
     try:
@@ -247,6 +278,7 @@ def _summary(
         "largest remainders, whole source rows on one side",
         "expected": body["units"],
         "passed_over": body["passed_over"],
+        "apart": body["apart"],
         "total": total,
         "subsets": counts,
     }

@@ -15,9 +15,11 @@ import numpy as np
 from interlace.errors import InputError
 from interlace.io import digest, read_json, remove, write_json
 from interlace.provenance import stamp
-from interlace.sampling.draw import rows_per_group, sample_size
+from interlace.sampling.draw import expected, sample_size
 from interlace.sampling.fetch import MOST_UNPACKED
-from interlace.sampling.footers import SubsetFooters, load_index, read_footers, save_index
+from interlace.sampling.footer_store import move_footers
+from interlace.sampling.footers import read_footers
+from interlace.sampling.index import SubsetFooters, load_index, save_index
 from interlace.sampling.ranges import RangeReader, masked
 from interlace.sampling.settings import UNITS, complete, plan_settings
 from interlace.sampling.source import Source, cache_folder, list_shards, open_source
@@ -38,7 +40,8 @@ def plan_samples(
     """Write `plan.json` and `index.parquet` for a sample of `address` to the folder `out`.
 
     `say` gets a table of rows and bytes for every unit of drawing. Footers of a hub dataset are
-    kept below HF_HOME by its commit, those of other sources beside `out` until the plan is made.
+    kept below HF_HOME by its commit (in `out` where that cannot be written) and not read again with
+    the row groups; what is known of other sources is kept beside `out` until the plan is made.
 
     Raises `InputError` for an address without usable subsets, where no row would be drawn and
     where the disk that holds `out` is too small.
@@ -62,7 +65,8 @@ def plan_samples(
             f"{address}: no row would be drawn; raise data.fraction or data.min_per_subset"
         )
     costs = {
-        unit: [_cost(s, subsets[s.name]["target"], unit, seed) for s in footers] for unit in UNITS
+        unit: [_cost(s, subsets[s.name]["target"], unit, source, settings, seed) for s in footers]
+        for unit in UNITS
     }
     body = {
         "provenance": stamp(
@@ -86,6 +90,7 @@ def plan_samples(
     _check_disk(out, costs[settings["unit"]], settings["unit"])
     out.mkdir(parents=True, exist_ok=True)
     save_index(out / INDEX, footers)
+    move_footers(work, out)
     write_json(out / PLAN, body)
     remove(work)
 
@@ -146,27 +151,33 @@ def _subset(subset: SubsetFooters, settings: dict[str, Any]) -> dict[str, Any]:
         "footer_bytes": sum(footers.values()),
         "too_large": int((subset.groups["unpacked"] > MOST_UNPACKED).sum()),
         "refused": subset.refused,
+        "fingerprint": subset.fingerprint,
     }
 
 
-def _cost(subset: SubsetFooters, target: int, unit: str, seed: int) -> dict[str, int]:
+def _cost(
+    subset: SubsetFooters,
+    target: int,
+    unit: str,
+    source: Source,
+    settings: dict[str, Any],
+    seed: int,
+) -> dict[str, int]:
     """Return what the first `target` rows of a subset take; replacements come on top.
 
-    `bytes`: of the row groups that hold a drawn row and the footers of their shards, in full.
+    `bytes`: of the row groups that are read, in full (`SubsetFooters.bytes_of`).
     `bytes_kept`: the rows' share of their row groups. `bytes_unpacked`: what lies in the spool, as
     Arrow has it: of the row groups, or by `row` of the rows.
     """
     groups = subset.groups
     sizes, lengths = groups["rows"], groups["length"]
-    taken = rows_per_group(sizes, target, unit, seed, subset.name) if target else 0 * sizes
-    touched = taken > 0
+    taken, touched = expected(sizes, subset.sure(settings), target, unit, seed, subset.name)
     share = taken[touched] / sizes[touched]
     unpacked = np.where(groups["unpacked"] > MOST_UNPACKED, 0, groups["unpacked"])[touched]
-    footers = dict(zip(groups["shard"][touched], groups["footer"][touched], strict=True))
     return {
         "rows": target,
         "row_groups": int(touched.sum()),
-        "bytes": int(lengths[touched].sum()) + int(sum(footers.values())),
+        "bytes": subset.bytes_of(np.flatnonzero(touched), source.revision),
         "bytes_kept": int(np.round(lengths[touched] * share).sum()),
         "bytes_unpacked": int((unpacked * share if unit == "row" else unpacked).sum()),
     }
@@ -188,12 +199,18 @@ def _table(body: dict[str, Any]) -> str:
     ]
     for unit, cost in body["units"].items():
         mark = "*" if unit == body["settings"]["unit"] else " "
-        ratio = cost["bytes"] / max(1, cost["bytes_kept"])
+        ratio = (cost["bytes"] + body["footer_bytes"]) / max(1, cost["bytes_kept"])
         lines.append(
             f"{mark} {unit:<12}{cost['rows']:>10}{cost['row_groups']:>12}{_size(cost['bytes']):>12}"
             f"{_size(cost['bytes_kept']):>12}{ratio:>8.2f}"
         )
-    return "\n".join([*lines, "* data.unit of this run; replacements of rejected rows come on top"])
+    return "\n".join(
+        [
+            *lines,
+            "* data.unit of this run; the ratio counts the footers, which are read by now; "
+            "replacements of rejected rows come on top",
+        ]
+    )
 
 
 def _remarks(body: dict[str, Any]) -> list[str]:

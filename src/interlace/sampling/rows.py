@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from interlace.data.images import ImageDecodeError, decode_image
 from interlace.sampling import domain
-from interlace.sampling.values import RejectedRow, check_row, check_text, value
+from interlace.sampling.values import RejectedRow, check_row, check_text, length, value
 
 REASONS = (
     "too_many_images",
@@ -96,26 +96,24 @@ def _examine_conversation(
     values: pa.Table, settings: dict[str, Any], entry: dict[str, Any]
 ) -> Verdict:
     # Counts first: they are in the manifest whatever else is wrong, and cost nothing.
-    images = _items(values, "images")
-    entry["num_images"] = len(images)
-    turns = _items(values, "texts")
-    entry["num_turns"] = len(turns)
-    _check_count(images, settings)
+    entry["num_images"] = length(values, "images")
+    entry["num_turns"] = turns = length(values, "texts")
+    _check_count(entry["num_images"], settings)
     detail = None
     most = settings["max_turns"]
     if settings.get("long_conversations", "reject") == "cut":
-        whole, kept = len(turns), (most + 1) // 2
-        if whole > kept:
-            turns = turns[:kept]
-            values = _cut(values, whole, kept)
+        kept = (most + 1) // 2
+        if turns > kept:
+            values = _cut(values, turns, kept)
             entry["num_turns"] = kept
-            detail = f"cut from {whole} to {kept} turns"
-    elif len(turns) > most:
-        raise RejectedRow("too_many_turns", f"{len(turns)} turns")
+            detail = f"cut from {turns} to {kept} turns"
+    elif turns > most:
+        raise RejectedRow("too_many_turns", f"{turns} turns")
     check_row(values)
+    images = _items(values, "images")
     texts = [
         check_text((turn.as_py() or {}).get(key), f"turn {number}: {key}")
-        for number, turn in enumerate(turns)
+        for number, turn in enumerate(_items(values, "texts"))
         for key in ("user", "assistant")
     ]
     if not texts:
@@ -132,7 +130,7 @@ def _examine_question(values: pa.Table, settings: dict[str, Any], entry: dict[st
     check_row(values)
     question = domain.read_question(values, settings["format"])
     entry |= {"num_images": len(question.images), "num_turns": 1}
-    _check_count(question.images, settings)
+    _check_count(len(question.images), settings)
     num_chars = [len(question.user) + len(answer) for answer in question.answers]
     entry |= {
         "image_sizes": _image_sizes(question.images),
@@ -212,16 +210,16 @@ def _has_keys(kind: pa.DataType, keys: tuple[str, ...]) -> bool:
 
 
 def _items(values: pa.Table, column: str) -> list[pa.Scalar]:
-    """Return the items of a list column, still undecoded; none where it is null or absent."""
-    if column not in values.column_names or not values[column][0].is_valid:
-        return []
-    items = values[column][0]
-    return list(items) if isinstance(items, pa.ListScalar | pa.LargeListScalar) else []
+    """Return the items of a list column, still undecoded; none where it is null or absent.
+
+    Each is an object of Python: whoever asks knows that there are few.
+    """
+    return list(values[column][0]) if length(values, column) else []
 
 
-def _check_count(images: list[Any], settings: dict[str, Any]) -> None:
-    if len(images) > settings["max_images"]:
-        raise RejectedRow("too_many_images", f"{len(images)} images")
+def _check_count(images: int, settings: dict[str, Any]) -> None:
+    if images > settings["max_images"]:
+        raise RejectedRow("too_many_images", f"{images} images")
 
 
 def _image_sizes(images: list[dict[str, Any] | None]) -> list[list[int]]:
@@ -277,7 +275,7 @@ def _cut(values: pa.Table, whole: int, kept: int) -> pa.Table:
     """
     for position, field in enumerate(values.schema):
         per_turn = field.name == "texts" or field.name.endswith("_ratings")
-        if per_turn and len(_items(values, field.name)) == whole:
+        if per_turn and length(values, field.name) == whole:
             cut = pc.list_slice(values[field.name], 0, kept).cast(field.type)
             values = values.set_column(position, field, cut)
     return values

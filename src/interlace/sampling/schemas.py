@@ -1,6 +1,9 @@
-"""One schema for the rows of shards whose columns differ."""
+"""One schema for the rows of files whose columns differ."""
+
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from interlace.sampling.ranges import one_line
 
@@ -20,6 +23,22 @@ def unify(schemas: list[pa.Schema]) -> tuple[pa.Schema, dict[int, str]]:
                 f"its columns contradict those of other shards ({one_line(error)})"
             )
     return unified, contradicting
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table in the columns of `schema`: those it lacks null, types widened.
+
+    Raises `pa.ArrowException` where `schema` is not that of `unify`.
+    """
+    tables = [schema.empty_table(), table.replace_schema_metadata(None)]
+    return pa.concat_tables(tables, promote_options="permissive").cast(schema)
+
+
+def rewrite(source: Path, target: Path, schema: pa.Schema) -> None:
+    """Write a Parquet file once more in the columns of `schema`, row group by row group."""
+    with pq.ParquetFile(source) as file, pq.ParquetWriter(target, schema) as writer:
+        for group in range(file.num_row_groups):
+            writer.write_table(conform(file.read_row_group(group, use_threads=False), schema))
 
 
 def _texts(schema: pa.Schema) -> dict[str, bool]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote, unquote
 
 from interlace.errors import InputError
 from interlace.io import write_json
@@ -36,7 +37,8 @@ class Source:
 
     def path(self, subset: str, shard: str) -> str:
         """Return the path of a shard within the filesystem."""
-        return f"{self.root}/{subset}/{shard}"
+        inside = f"{subset}/{shard}"
+        return f"{self.root}/{quote(inside) if _is_http(self.filesystem) else inside}"
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ def open_source(address: str, retries: int = 8) -> Source:
     """Return the source at `address`; a hub's revision is resolved to a commit here.
 
     With HF_HUB_OFFLINE set, a hub dataset is read from its snapshot in the local cache.
-    Raises `InputError` for an address that is not there or that no installed package can read, and
-    for one with a password or a signature, since addresses are written to plans and tables.
+    Raises `InputError` for an address that is not there, one that takes a package which is not
+    installed (named in the error), and one with a password or a signature, since addresses are
+    written to plans and tables.
     """
     address = str(address)
     if _SECRET.search(address):
@@ -68,12 +71,28 @@ def open_source(address: str, retries: int = 8) -> Source:
 
     try:
         filesystem, root = url_to_fs(address)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
+        raise InputError(
+            f"{address}: what reads such addresses is not installed ({_lacking(error)}); install it "
+            "in this environment, or set data.path to a folder or a hub dataset"
+        ) from error
+    except ValueError as error:
         raise InputError(
             f"{address}: no installed package can read it ({one_line(error)}); "
             "data.path must be a folder or an address that fsspec knows"
         ) from error
+    except OSError as error:  # some connect at once, some load libraries
+        raise InputError(
+            f"{address}: cannot be opened ({one_line(error)}); check data.path and what fsspec "
+            "needs for such addresses"
+        ) from error
     return Source(address, None, filesystem, root.rstrip("/"))
+
+
+def _lacking(error: ImportError) -> str:
+    """Return which module fsspec did not find, and what it says of it: the package to install."""
+    name = getattr(error.__cause__, "name", None)
+    return f"no module `{name.split('.')[0]}`; {one_line(error)}" if name else one_line(error)
 
 
 def _open_hub(address: str, retries: int) -> Source:
@@ -200,26 +219,43 @@ def _find(source: Source) -> dict[str, int]:
     Nothing that fails is left out: fsspec's own `isdir` and `find` take an error for an absence.
     """
     filesystem, root = source.filesystem, source.root
-    nowhere = f"{source.address}: no such folder; data.path must name one of subsets"
+    is_http = _is_http(filesystem)
     try:
-        kind = filesystem.info(root or "/")["type"]
+        if is_http:  # to which every page is a file
+            filesystem.ls(root, detail=False)
+        elif filesystem.info(root or "/")["type"] == "file":
+            raise NotADirectoryError(root)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(nowhere) from error
-    protocols = filesystem.protocol
-    is_http = "http" in ((protocols,) if isinstance(protocols, str) else protocols)
-    if kind == "file" and not is_http:  # to which every page is a file
-        raise InputError(nowhere)
+        raise InputError(
+            f"{source.address}: no such folder; data.path must name one of subsets"
+        ) from error
     if source.address.startswith(HUB) and not source.snapshot:
         files = filesystem.find(root, maxdepth=_DEEPEST, detail=True)
     else:
         files = {info["name"]: info for info in _below(filesystem, root or "/", _DEEPEST)}
     # Some filesystems put a leading slash before what they find, some only before what they're given.
     prefix = f"{root.lstrip('/')}/" if root else ""
-    return {
-        path.lstrip("/").removeprefix(prefix): int(info["size"])
-        for path, info in files.items()
-        if path.endswith(".parquet")
-    }
+    sizes = {path: info["size"] for path, info in files.items() if path.endswith(".parquet")}
+    sizes |= _sizes(filesystem, [path for path, size in sizes.items() if size is None])
+    found = {path.lstrip("/").removeprefix(prefix): int(size) for path, size in sizes.items()}
+    return {unquote(path): size for path, size in found.items()} if is_http else found
+
+
+def _is_http(filesystem: Any) -> bool:
+    protocols = filesystem.protocol
+    return "http" in ((protocols,) if isinstance(protocols, str) else protocols)
+
+
+def _sizes(filesystem: Any, paths: list[str]) -> dict[str, int]:
+    """Return the sizes of files that a listing names without: those of a web server's pages."""
+    try:
+        sizes = dict(zip(paths, filesystem.sizes(paths), strict=True)) if paths else {}
+    except FileNotFoundError as error:  # or any other failure, which fsspec doesn't tell apart
+        raise ConnectionError(f"{error}: listed, but its size is not to be had") from error
+    for path, size in sizes.items():
+        if size is None:
+            raise InputError(f"{path}: the server does not say how large it is; use a copy of it")
+    return sizes
 
 
 def _below(filesystem: Any, folder: str, depth: int) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,17 @@ def value(values: pa.Table, column: str) -> Any:
     return values[column][0].as_py() if column in values.column_names else None
 
 
+def length(values: pa.Table, column: str) -> int:
+    """Return how many items the only value of a list column has; 0 where it is null or no list.
+
+    None of them is made an object of: a few bytes of Parquet can hold a list of millions.
+    """
+    if column not in values.column_names or not values[column][0].is_valid:
+        return 0
+    items = values[column][0]
+    return len(items) if isinstance(items, pa.ListScalar | pa.LargeListScalar) else 0
+
+
 def check_text(text: Any, name: str) -> str:
     """Return `text`; raise `RejectedRow` unless it is a string with something to read in it."""
     if not isinstance(text, str) or not text.strip():

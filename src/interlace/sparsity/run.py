@@ -9,6 +9,7 @@ from interlace.decoder.checkpoint import save_checkpoint
 from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest
+from interlace.origin import base_record
 from interlace.provenance import stamp
 from interlace.scoring.calibration import calibration_record, draw_batches
 from interlace.sparsity.two_four import METHODS, prune_two_four
@@ -56,6 +57,7 @@ def sparsify(
         "model": model or base.parent.name,
         "variant": method,
         "plan": None,
+        "base": base_record(base),
         "training": None,
         "sparsity": {"method": method, **report, "calibration": calibration},
     }

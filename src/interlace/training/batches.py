@@ -1,6 +1,10 @@
-"""Training batches: what cannot be encoded is left out by name, never silently replaced."""
+"""What one optimizer step is made of: samples encoded, weighed and laid out in micro-batches.
 
-from collections.abc import Sequence
+Shapes: B rows, T tokens. What cannot be encoded is left out by name, never silently replaced.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,12 +13,48 @@ from PIL import Image
 from interlace.data.chat import Record, SampleDataset
 from interlace.data.collate import IGNORED, Collator, EncodeError, encode, pad, pad_token_id
 from interlace.data.images import ImageDecodeError
+from interlace.data.packing import bins, pack
+from interlace.training.order import Slot
 
-FAILURES = "failures"  # batch key: names of the samples that were left out of this batch
+Sample = dict[str, Any]
+
+
+@dataclass
+class MicroBatch:
+    """What goes through the model at once.
+
+    `inputs`: the model's keyword arguments. `labels` (B, T), `IGNORED` where nothing is learnt;
+    `weights` (B, T) float32, what each of them weighs in the step's loss; `owners` (B, T), the
+    position in `ids` of the sample each token is of, -1 for padding. `starts`: where the samples of
+    a packed row start, and its end; None if padded.
+    """
+
+    inputs: dict[str, Any]
+    labels: torch.Tensor
+    weights: torch.Tensor
+    owners: torch.Tensor
+    ids: list[str]
+    starts: torch.Tensor | None = None
+
+
+@dataclass
+class Step:
+    """One rank's share of an optimizer step.
+
+    `blank`: a micro-batch without a label, for a rank that has fewer than another; None where there
+    is one rank. `samples`, `tokens`, `supervised`: how many there are, padding left out.
+    """
+
+    micro_batches: list[MicroBatch]
+    blank: MicroBatch | None
+    failures: list[str] = field(default_factory=list)
+    samples: int = 0
+    tokens: int = 0
+    supervised: int = 0
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """The kept samples; one whose image does not decode comes as a string that says so."""
+    """The kept samples by slot; one whose image does not decode comes as a string that says so."""
 
     def __init__(self, samples: SampleDataset):
         self._samples = samples
@@ -22,53 +62,156 @@ class TrainingDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Record | str:
-        """Return the record, or `<id>: <why not>`."""
+    def __getitem__(self, slot: Slot) -> tuple[Slot, Record | str]:
+        """Return the slot with its record, or with `<id>: <why not>`."""
         try:
-            return self._samples[index]
+            return slot, self._samples[slot.index]
         except ImageDecodeError as error:
-            return f"{self._samples.ids[index]}: {error}"
+            return slot, f"{self._samples.ids[slot.index]}: {error}"
 
 
-class TrainingCollator:
-    """Make a batch of records, and name under `FAILURES` those that are left out of it.
+class StepCollator:
+    """Make a `Step` of the records of one rank.
 
-    With `always_image`, a batch of text only gets one more row: a grey picture without labels. It
-    has no part in the loss, but takes every rank of ZeRO-3 through the vision tower; where one rank
-    gathers its weights and another does not, both wait for ever. A batch whose samples all fail is
-    such a row alone.
+    The loss of a group is the mean over its supervised tokens, that of a step the mean over its
+    groups; so a token of a group with n of them weighs 1 / (n groups), wherever it is laid. Ranks
+    average their gradients, hence the factor `world_size`.
+
+    With `world_size` above 1, a micro-batch of text only gets one more sample: a grey picture
+    without labels. It has no part in the loss, but takes every rank of ZeRO-3 through the vision
+    tower; where one rank gathers its weights and another does not, both wait for ever.
     """
 
-    def __init__(self, processor: Any, max_length: int | None, always_image: bool):
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None,
+        layout: "Padded | Packed",
+        world_size: int = 1,
+        add_features: Callable[[str, Sample], Sample] | None = None,
+    ):
+        """`add_features` puts the stored features of a sample, named, in place of its pixels."""
         self.collator = Collator(processor, max_length, padding_side="right")
-        self.always_image = always_image
-        self._blank: dict[str, torch.Tensor] | None = None
+        self._layout, self._world_size = layout, world_size
+        self._add_features = add_features
+        self._blank: Sample | None = None
 
-    def __call__(self, items: Sequence[Record | str]) -> dict[str, Any]:
-        """Return the padded (B, T) tensors of the model, `labels` and the list of failures."""
-        failures = [item for item in items if isinstance(item, str)]
-        encoded = []
-        for item in items:
-            if isinstance(item, str):
+    def __call__(self, items: Sequence[tuple[Slot, Record | str]]) -> Step:
+        """Return the step; its micro-batches are none where no sample can be used."""
+        step = Step([], None)
+        kept: list[tuple[Slot, str, Sample]] = []
+        for slot, record in items:
+            if isinstance(record, str):
+                step.failures.append(record)
                 continue
             try:
-                encoded.append(self.collator([item]))
+                kept.append((slot, record.id, self._encoded(record)))
             except EncodeError as error:
-                failures.append(str(error))
-        if not encoded or (
-            self.always_image and not any("pixel_values" in sample for sample in encoded)
-        ):
-            encoded.append(self._blank_row())
-        batch = pad(encoded, pad_token_id(self.collator.processor), "right")
-        return {**batch, FAILURES: failures}
+                step.failures.append(str(error))
+        supervised = [_supervised(sample["labels"]) for *_, sample in kept]
+        of_group: dict[int, int] = {}
+        for (slot, *_), count in zip(kept, supervised, strict=True):
+            of_group[slot.group] = of_group.get(slot.group, 0) + count
+        for slot, _, sample in kept:
+            share = self._world_size / slot.groups
+            sample["weights"] = _weights(sample["labels"], share / max(1, of_group[slot.group]))
+        step.samples, step.supervised = len(kept), sum(supervised)
+        step.tokens = sum(sample["labels"].shape[1] for *_, sample in kept)
+        groups = [
+            [(name, sample) for slot, name, sample in kept if slot.group == group]
+            for group in sorted(of_group)
+        ]
+        for members in self._layout.split(groups):
+            step.micro_batches.append(self._micro_batch(members))
+        if self._world_size > 1:
+            step.blank = self._micro_batch([])
+        return step
 
-    def _blank_row(self) -> dict[str, torch.Tensor]:
+    def _encoded(self, record: Record) -> Sample:
+        sample = self.collator([record])
+        if self._add_features is not None:
+            sample = self._add_features(record.id, sample)
+        return sample
+
+    def _micro_batch(self, members: list[tuple[str, Sample]]) -> MicroBatch:
+        samples = [sample for _, sample in members]
+        seen = any("pixel_values" in sample for sample in samples)
+        if not samples or (self._world_size > 1 and not seen and self._add_features is None):
+            samples = [*samples, self._blank_sample()]
+        ids = [name for name, _ in members]
+        for owner, sample in enumerate(samples):
+            if owner < len(ids):
+                sample["owners"] = torch.full_like(sample["labels"], owner)
+            else:
+                sample["owners"] = torch.full_like(sample["labels"], -1)
+        inputs, starts = self._layout.join(samples, pad_token_id(self.collator.processor))
+        return MicroBatch(
+            labels=inputs.pop("labels"),
+            weights=inputs.pop("weights"),
+            owners=inputs.pop("owners"),
+            inputs=inputs,
+            ids=ids,
+            starts=starts,
+        )
+
+    def _blank_sample(self) -> Sample:
         if self._blank is None:
             images = []
-            if getattr(self.collator.processor, "image_processor", None) is not None:
+            # With stored features no rank goes through the tower.
+            has_images = getattr(self.collator.processor, "image_processor", None) is not None
+            if has_images and self._add_features is None:
                 images = [Image.new("RGB", (64, 64), (128, 128, 128))]
             record = Record("blank", "blank", images, [{"user": ".", "assistant": "."}])
-            row = encode(record, self.collator.processor)
-            row["labels"] = torch.full_like(row["labels"], IGNORED)
-            self._blank = row
-        return self._blank
+            sample = encode(record, self.collator.processor)
+            sample["labels"] = torch.full_like(sample["labels"], IGNORED)
+            sample["weights"] = _weights(sample["labels"], 0.0)
+            self._blank = sample
+        return dict(self._blank)
+
+
+class Padded:
+    """Rows padded on the right, at most `rows` of one group in a micro-batch."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+    def split(self, groups: list[list[tuple[str, Sample]]]) -> list[list[tuple[str, Sample]]]:
+        """Return the members of each micro-batch, as they stand in the groups."""
+        return [
+            group[start : start + self.rows]
+            for group in groups
+            for start in range(0, len(group), self.rows)
+        ]
+
+    def join(self, samples: list[Sample], pad_id: int) -> tuple[Sample, None]:
+        """Return the (B, T) tensors of one micro-batch."""
+        return pad(samples, pad_id, "right", fill={"owners": -1}), None
+
+
+class Packed:
+    """One row of several samples, at most `budget` tokens or one sample; see `data.packing`."""
+
+    def __init__(self, budget: int, positions: Any):
+        self.budget, self.positions = budget, positions
+
+    def split(self, groups: list[list[tuple[str, Sample]]]) -> list[list[tuple[str, Sample]]]:
+        """Return the members of each row, longest first, from all groups of the step."""
+        members = [member for group in groups for member in group]
+        lengths = [sample["labels"].shape[1] for _, sample in members]
+        return [[members[index] for index in row] for row in bins(lengths, self.budget)]
+
+    def join(self, samples: list[Sample], pad_id: int) -> tuple[Sample, torch.Tensor]:
+        """Return the (1, T) tensors of one row and where its samples start, with its end."""
+        return pack(samples, self.positions)
+
+
+def _supervised(labels: torch.Tensor) -> int:
+    """Return how many tokens are predicted: the first of a sequence never is."""
+    return int((labels[:, 1:] != IGNORED).sum())
+
+
+def _weights(labels: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return `weight` where there is a label that is predicted, 0 elsewhere; float32."""
+    weights = torch.where(labels != IGNORED, weight, 0.0).float()
+    weights[:, 0] = 0.0
+    return weights

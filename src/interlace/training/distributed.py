@@ -2,22 +2,17 @@
 
 import contextlib
 import datetime
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import types
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from interlace.errors import InputError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
 _TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -48,16 +43,16 @@ def prepare() -> None:
     # deepspeed.comm asks this table whether the op can be built here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if on_gpu else "gloo"
+    if not under_torchrun():
+        # accelerate and DeepSpeed read these; the store is in memory, the port is never opened.
+        os.environ.update({key: str(value) for key, value in _ALONE.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not torch.distributed.is_initialized():
         if under_torchrun():
             if on_gpu:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
         else:
-            # accelerate and DeepSpeed read these; the store is in memory, the port is never opened.
-            alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
-            os.environ.update({key: str(value) for key, value in alone.items()})
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
             store = torch.distributed.HashStore()
             torch.distributed.init_process_group(
                 backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT
@@ -126,35 +121,26 @@ def gather_by_layer(model: "PreTrainedModel") -> None:
             set_z3_leaf_module(module, True)
 
 
+def world() -> tuple[int, int]:
+    """Return how many ranks torchrun started and which one this is; 1 and 0 without it."""
+    if not under_torchrun():
+        return 1, 0
+    return int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+
+
+def leave() -> None:
+    """Undo what `prepare` set in a process that is a group of its own, so that a later run without
+    DeepSpeed is not taken for one of several ranks. The group stays: DeepSpeed keeps it."""
+    if under_torchrun():
+        return
+    from accelerate.state import AcceleratorState
+
+    ours = (*_ALONE, "MASTER_ADDR", "MASTER_PORT")
+    for key in [key for key in os.environ if key in ours or key.startswith("ACCELERATE_")]:
+        del os.environ[key]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def under_torchrun() -> bool:
     """Say whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def launch(module: str, job: dict[str, Any], processes: int) -> None:
-    """Run `python -m module <job.json>` in `processes` ranks on this machine, on a free port.
-
-    Raises RuntimeError if a rank fails; their output goes to ours.
-    """
-    with tempfile.TemporaryDirectory(prefix="interlace-") as folder:
-        path = Path(folder) / "job.json"
-        path.write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", "-m", module, str(path)]
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        package_root = str(Path(__file__).resolve().parents[2])
-        paths = [package_root, os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        status = subprocess.run(command, env=environment, check=False).returncode
-        if status:
-            raise RuntimeError(f"training with {processes} processes failed (exit status {status})")
-
-
-def check_processes(processes: int) -> None:
-    """Raise InputError where fewer devices than `finetune.processes` are visible."""
-    import torch
-
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        raise InputError(
-            f"finetune.processes: {processes}, but {torch.cuda.device_count()} GPUs are visible"
-        )

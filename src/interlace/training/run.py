@@ -1,13 +1,11 @@
 """One variant's checkpoint: drop the planned layers, tune the chosen ones, save, prove the save."""
 
-import glob
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest, read_json, remove
+from interlace.io import digest, folder_digest, read_json
+from interlace.origin import base_record, data_record
 from interlace.provenance import stamp
 
 
@@ -21,16 +19,21 @@ def finetune(
     model: str,
     variant: str,
     seed: int,
+    vision: str | Path | None = None,
+    cpus: int | None = None,
+    mem_mb: float | None = None,
 ) -> None:
     """Write the checkpoint `out` of a variant: `base` without the plan's dropped layers.
 
     With `settings["tune"]` (true unless stated) the plan's tuned layers are trained for
     `settings["epochs"]` over all kept samples; otherwise layers are only dropped. `settings` is
-    the config's section `finetune`. With `processes` above 1 the ranks are started with torchrun.
-    Raises InputError for a plan of another depth, missing samples or devices.
+    the config's section `finetune`. With `processes` or `nodes` above 1 the ranks are started with
+    torchrun, on each node with `cpus` cores. `mem_mb` is the main memory there is. `vision`: the folder of stored vision features, for the
+    lever `vision: cached`. Raises InputError for a plan of another depth, missing samples or devices.
     """
     tune = settings.get("tune", True)
     processes = settings.get("processes", 1) if tune else 1
+    nodes = settings.get("nodes", 1) if tune else 1
     job = {
         "base": str(base),
         "plan": None if plan is None else str(plan),
@@ -40,25 +43,26 @@ def finetune(
         "model": model,
         "variant": variant,
         "seed": seed,
+        "vision": None if vision is None else str(vision),
+        "mem_mb": mem_mb,
     }
     from interlace.training import distributed
+    from interlace.training.fit import choose_for_all
+    from interlace.training.launch import check_processes, launch
 
-    if processes > 1 and settings.get("deepspeed") is None:
-        raise InputError("finetune.processes above 1 needs finetune.deepspeed, a DeepSpeed file")
-    if processes > 1 and not distributed.under_torchrun():
-        distributed.check_processes(processes)
-        read_plan(plan, base)  # what is wrong with it is better said once than by every rank
-        distributed.launch("interlace.training.worker", job, processes)
+    if processes * nodes > 1 and not distributed.under_torchrun():
+        check_processes(processes)
+        # What is wrong is better said once than by every rank.
+        job["chosen"] = choose_for_all(job, read_plan(plan, base), processes * nodes)
+        folder = Path(out).parent if nodes > 1 else None
+        launch("interlace.training.worker", job, processes, nodes=nodes, folder=folder, cpus=cpus)
         return
     run_job(job)
 
 
 def run_job(job: dict[str, Any]) -> None:
     """Do the work of `finetune` in this process, which may be one rank of several."""
-    from interlace.decoder.checkpoint import save_checkpoint
-    from interlace.decoder.load import load_model, load_processor
     from interlace.training import distributed
-    from interlace.training.freeze import apply_plan
 
     distributed.choose_accelerator()
     settings = job["settings"]
@@ -68,10 +72,6 @@ def run_job(job: dict[str, Any]) -> None:
         raise InputError(f"{job['variant']}: fine-tuning needs samples; none are given")
     if tune and not plan["tune"]:
         raise InputError(f"{job['plan']}: the plan tunes no layer; run the variant without -ft")
-    # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
-    model = load_model(job["base"], dtype=settings["precision"] if tune else "auto")
-    processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
-    names = apply_plan(model, plan["drop"], plan["tune"] if tune else [])
     info = {
         "provenance": stamp(
             "checkpoint",
@@ -83,114 +83,23 @@ def run_job(job: dict[str, Any]) -> None:
         "model": job["model"],
         "variant": job["variant"],
         "plan": plan,
+        "base": base_record(job["base"]),
+        "data": data_record(job["samples"]) if tune else None,
         "training": None,
         "sparsity": None,
     }
-    stock = load_processor(job["base"])  # what the checkpoint carries keeps the base's image sizes
-    if not tune:
-        save_checkpoint(model, stock, job["out"], info)
+    if tune:
+        from interlace.training.tune import tune_layers
+
+        tune_layers(job, plan, info)
         return
-    from transformers.integrations import unset_hf_deepspeed_config
+    from interlace.decoder.checkpoint import save_checkpoint
+    from interlace.decoder.load import load_model, load_processor
+    from interlace.training.freeze import apply_plan
 
-    try:
-        _train(job, model, processor, stock, names, info)
-    finally:
-        unset_hf_deepspeed_config()  # else every later load in this process would be partitioned
-
-
-def _train(
-    job: dict[str, Any], model: Any, processor: Any, stock: Any, names: list[str], info: dict
-) -> None:
-    import torch
-    from transformers import set_seed
-    from transformers.integrations import unset_hf_deepspeed_config
-
-    from interlace.data.chat import load_records
-    from interlace.decoder.checkpoint import save_checkpoint, take_probe
-    from interlace.training import distributed
-    from interlace.training.batches import TrainingCollator, TrainingDataset
-    from interlace.training.trainer import (
-        NUM_NAMED,
-        build_trainer,
-        last_checkpoint,
-        logged_steps,
-        training_arguments,
-    )
-
-    settings, seed, out = job["settings"], job["seed"], Path(job["out"])
-    world_size, rank = 1, 0
-    if settings.get("deepspeed") is not None:
-        distributed.prepare()
-        distributed.gather_by_layer(model)
-        world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    first = rank == 0
-    records = load_records(job["samples"])
-    dataset = TrainingDataset(records)
-    # Named after all that the weights depend on: only the same run may go on from a checkpoint.
-    same = [settings, seed, info["plan"], info["provenance"]["model_revision"], records.ids]
-    work = out.with_name(f".{out.name}.trainer-{digest(same)}")
-    arguments = training_arguments(settings, work, seed, len(dataset), world_size)
-    assert arguments.world_size == world_size
-    set_seed(seed)
-    if settings.get("gradient_checkpointing"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
-        # Transformers makes the embeddings' output need a gradient, which would drag the backward
-        # pass through every frozen layer below the first tuned one (1.5x the time, same gradients).
-        model.disable_input_require_grads()
-    collator = TrainingCollator(processor, settings.get("max_length"), always_image=world_size > 1)
-    num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    num_all = sum(weight.numel() for weight in model.parameters())
-    trainer = build_trainer(model, arguments, dataset, collator, f"tune {job['variant']}")
-    if first:
-        print(
-            f"tune {job['variant']}: {num_trained:,} of {num_all:,} parameters in"
-            f" {len(info['plan']['tune'])} layers, {len(dataset)} samples, {world_size} processes",
-            flush=True,
-        )
-    start = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    seconds = time.monotonic() - start
-
-    counts = {**collator.collator.counts, "failed": len(trainer.failures)}
-    if world_size > 1:
-        counts = _sum_over_ranks(counts)
-    if settings.get("deepspeed") is None:
-        state_dict = trainer.model.state_dict()
-    else:
-        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    probe = take_probe(trainer.model_wrapped, stock)  # every rank takes part in the forward pass
-    unset_hf_deepspeed_config()  # else the reload below would be partitioned
-    if first:
-        info["provenance"]["num_samples"] = len(dataset) - len(set(trainer.failures))
-        steps = logged_steps(trainer)
-        info["training"] = {
-            **{key: value for key, value in settings.items() if key != "deepspeed"},
-            "deepspeed": settings.get("deepspeed"),
-            "world_size": world_size,
-            "steps": trainer.state.global_step,
-            "loss_first": steps[0]["loss"],
-            "loss_last": steps[-1]["loss"],
-            "seconds": round(seconds, 1),
-            "num_trained_tensors": len(names),
-            "num_trained_parameters": num_trained,
-            "num_parameters": num_all,
-            "trained_parameters": names,
-            "counts": counts,
-            "failures": trainer.failures[:NUM_NAMED],
-        }
-        save_checkpoint(
-            trainer.model,
-            stock,
-            out,
-            info,
-            state_dict=state_dict,
-            files={"training.jsonl": "".join(json.dumps(step) + "\n" for step in steps)},
-            probe=probe,
-        )
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.trainer-*"):
-            remove(leftover)
-    if world_size > 1:
-        torch.distributed.barrier()
+    model = load_model(job["base"], dtype="auto")
+    apply_plan(model, plan["drop"], [])
+    save_checkpoint(model, load_processor(job["base"]), job["out"], info)
 
 
 def read_plan(path: str | Path | None, base: str | Path) -> dict[str, Any]:
@@ -215,12 +124,3 @@ def read_plan(path: str | Path | None, base: str | Path) -> dict[str, Any]:
             " plan again for this model"
         )
     return plan
-
-
-def _sum_over_ranks(counts: dict[str, int]) -> dict[str, int]:
-    import torch
-
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    values = torch.tensor(list(counts.values()), dtype=torch.int64, device=device)
-    torch.distributed.all_reduce(values)
-    return dict(zip(counts, values.tolist(), strict=True))

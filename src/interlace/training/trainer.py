@@ -1,183 +1,247 @@
-"""The Hugging Face Trainer with this project's loss checks, log lines and counts."""
+"""The Hugging Face Trainer with steps of any number of micro-batches and this project's checks."""
 
+import itertools
 import math
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from interlace.data.collate import IGNORED
 from interlace.errors import InputError
-from interlace.io import read_json
-from interlace.training.batches import FAILURES, TrainingCollator, TrainingDataset
+from interlace.io import read_json, remove
+from interlace.training.batches import MicroBatch, Step, StepCollator, TrainingDataset
+from interlace.training.metrics import Exchange
+from interlace.training.order import StepSampler
 
-MAX_FAILED_SHARE = 0.05  # a run that cannot use more of its samples than this is stopped
 NUM_NAMED = 20  # failures named in interlace.json; all are counted
+TRAINED = "trained.safetensors"  # of a checkpoint to go on from: all else is the base model's
+
+Loss = Callable[[torch.nn.Module, MicroBatch], torch.Tensor]
 
 
 def training_arguments(
-    settings: dict[str, Any], work: Path, seed: int, num_samples: int, world_size: int
+    settings: dict[str, Any], work: Path, seed: int, num_steps: int, deepspeed: str | None
 ) -> TrainingArguments:
-    """Return the arguments of the paper's recipe: AdamW, cosine, warm-up, clipping, ZeRO-3.
+    """Return the arguments of the paper's recipe: AdamW, cosine, warm-up, clipping.
 
-    `settings` is the config's section `finetune`. Raises InputError for a missing DeepSpeed file.
+    `settings` is the config's section `finetune`, `deepspeed` a DeepSpeed file or None. What a
+    Trainer calls a batch is a whole step here. Raises InputError for a missing DeepSpeed file.
     """
-    deepspeed = settings.get("deepspeed")
-    if deepspeed is not None and not isinstance(deepspeed, dict):
-        deepspeed = read_json(deepspeed)
-    batch = settings["micro_batch"] * settings["accumulation"] * world_size
-    steps = math.ceil(settings["epochs"] * math.ceil(num_samples / batch))
-    save_steps = settings.get("save_steps")
     return TrainingArguments(
         output_dir=str(work),
-        per_device_train_batch_size=settings["micro_batch"],
-        gradient_accumulation_steps=settings["accumulation"],
-        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["micro_batch"] * settings["accumulation"],
+        gradient_accumulation_steps=1,
+        max_steps=num_steps,
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings["warmup_ratio"] * steps),
+        warmup_steps=math.ceil(settings["warmup_ratio"] * num_steps),
         weight_decay=settings["weight_decay"],
         max_grad_norm=settings["max_grad_norm"],
         bf16=settings["precision"] == "bfloat16",
-        fp16=settings["precision"] == "float16",
-        optim="adamw_torch",
-        deepspeed=deepspeed,
+        # The fused kernel needs no copy of the weights; DeepSpeed brings an AdamW of its own.
+        optim="adamw_torch_fused" if fused(deepspeed) else "adamw_torch",
+        deepspeed=None if deepspeed is None else read_json(deepspeed),
         seed=seed,
-        data_seed=seed,
         dataloader_num_workers=settings.get("workers", 0),
-        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        label_names=["labels"],
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],
-        save_strategy="steps" if save_steps else "no",
-        save_steps=save_steps or 500,
-        save_total_limit=1,
+        save_strategy="no",  # `metrics.Checkpoints` asks for them by the clock
         use_cpu=not torch.cuda.is_available(),
         accelerator_config={"use_configured_state": deepspeed is not None},
     )
 
 
-class LayerTrainer(Trainer):
-    """A Trainer whose loss is the mean over a micro-batch's supervised tokens.
+def fused(deepspeed: str | None) -> bool:
+    """Say whether AdamW runs as one fused kernel: on one GPU without DeepSpeed."""
+    return deepspeed is None and torch.cuda.is_available()
 
-    Micro-batches are averaged as the paper's code does (Qwen3-VL under transformers 4.57), not
-    weighted by their number of tokens. Samples that were left out are collected in `failures`.
+
+class LayerTrainer(Trainer):
+    """A Trainer whose batch is a `Step`, whose loss is the weighted sum that the step states.
+
+    `loss` computes that of one micro-batch. Samples that were left out are collected in `failures`,
+    by name; more than `max_failed_share` of all samples (one at least) end the run. So do, in one
+    process, samples with a loss that is NaN or infinite: their micro-batch is left out of its step.
+    With several ranks the first one ends the run, since none may leave out what others wait for.
     """
 
-    def __init__(self, model: PreTrainedModel, arguments: TrainingArguments, **kwargs: Any):
-        super().__init__(model=model, args=arguments, **kwargs)
-        self.model_accepts_loss_kwargs = False
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        dataset: TrainingDataset,
+        collator: StepCollator,
+        sampler: StepSampler,
+        loss: Loss,
+        exchange: Exchange,
+        max_failed_share: float,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            model=model, args=arguments, train_dataset=dataset, data_collator=collator, **kwargs
+        )
+        self._sampler, self._loss, self._exchange = sampler, loss, exchange
+        self._max_failed_share = max_failed_share
         self.remove_callback(PrinterCallback)
         self.failures: list[str] = []
+        self._rate = 0.0
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Return the loss of one micro-batch; InputError or RuntimeError where training must end."""
-        self._note_failures(inputs.pop(FAILURES))
-        supervised = bool((inputs["labels"][:, 1:] != IGNORED).any())
-        if not supervised:
-            inputs = {key: value for key, value in inputs.items() if key != "labels"}
-        outputs = model(**inputs, use_cache=False)
-        # Without a label the mean is 0/0; the batch still takes part in the collectives.
-        loss = outputs.loss if supervised else outputs.logits.sum() * 0.0
-        if not torch.isfinite(loss):
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the steps of this rank; accelerate must not share them out once more."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
+    ) -> tuple[list[Step], None]:
+        """Return the next steps; nothing is counted, their weights hold all there is to know."""
+        return list(itertools.islice(epoch_iterator, num_batches)), None
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Step, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Run forward and backward of all micro-batches; return the step's loss."""
+        model.train()
+        self._note_failures(inputs.failures)
+        micro_batches = list(inputs.micro_batches)
+        self._rate = self._get_learning_rate()  # DeepSpeed moves on to the next before it is logged
+        most = self._exchange.begin_step(self.state.global_step + 1, inputs)
+        if inputs.blank is not None:
+            micro_batches += [inputs.blank] * (most - len(micro_batches))
+        total = torch.zeros((), device=self.args.device)
+        for number, micro_batch in enumerate(micro_batches):
+            self._move(micro_batch)
+            last = number + 1 == len(micro_batches)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with self.compute_loss_context_manager():
+                loss = self._loss(model, micro_batch)
+            if not torch.isfinite(loss):
+                self._leave_out(micro_batch, loss)
+                continue
+            # Loss weights already hold the accumulation; DeepSpeed must not divide once more.
+            scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+            self.accelerator.backward(loss, **scale)
+            total += loss.detach()
+        return total
+
+    def _move(self, micro_batch: MicroBatch) -> None:
+        """Put a micro-batch on the device; only the model's inputs may change their type."""
+        micro_batch.inputs = self._prepare_input(micro_batch.inputs)
+        for name in ("labels", "weights", "owners", "starts"):
+            value = getattr(micro_batch, name)
+            if value is not None:
+                setattr(micro_batch, name, value.to(self.args.device))
+
+    def _leave_out(self, micro_batch: MicroBatch, loss: torch.Tensor) -> None:
+        """Name the samples of a loss that is not finite; their micro-batch is left out."""
+        step, value = self.state.global_step + 1, float(loss.detach())
+        names = self._exchange.nonfinite(micro_batch)
+        if self.args.world_size > 1:
             raise RuntimeError(
-                f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower"
+                f"step {step}: the loss of {', '.join(names)} is {value}; lower"
                 " finetune.learning_rate or finetune.max_grad_norm"
             )
-        return (loss, outputs) if return_outputs else loss
+        self._note_failures([f"{name}: the loss is {value} at step {step}" for name in names])
 
     def _note_failures(self, failures: list[str]) -> None:
         for failure in failures:
             print(f"sample left out: {failure}", file=sys.stderr, flush=True)
         self.failures += failures
-        limit = max(1, MAX_FAILED_SHARE * len(self.train_dataset))
+        limit = max(1, self._max_failed_share * len(self.train_dataset))
         if len(self.failures) > limit:
             raise InputError(
                 f"{len(self.failures)} of {len(self.train_dataset)} samples cannot be used, first"
-                f" {self.failures[0]}; mend the samples or raise finetune.max_length"
+                f" {self.failures[0]}; mend the samples, lower finetune.learning_rate where a loss"
+                " is not finite, or raise finetune.max_failed_share"
             )
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Take a step's numbers to the callbacks, with tokens, rates and memory."""
+        norm = logs.get("grad_norm")
+        if norm is not None and not math.isfinite(norm):
+            raise RuntimeError(
+                f"step {self.state.global_step}: the gradient's norm is {norm}; lower"
+                " finetune.learning_rate or finetune.max_grad_norm"
+            )
+        if "loss" in logs:
+            logs = {**logs, "learning_rate": self._rate, **self._exchange.end_step()}
+        super().log(logs, start_time)
 
-def logged_steps(trainer: Trainer) -> list[dict[str, float]]:
-    """Return step, loss, learning rate and gradient norm of every step, of resumed runs too."""
-    keys = ("step", "epoch", "loss", "learning_rate", "grad_norm")
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{key: entry[key] for key in keys if key in entry} for entry in history]
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: the estimate of transformers knows no frozen layers."""
+        return 0
 
+    # Checkpoints to go on from. Written to a folder of their own and renamed when whole.
 
-class LogLines(TrainerCallback):
-    """Print a line with step, loss, learning rate, gradient norm and time left now and then."""
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / "partial")
 
-    def __init__(self, title: str, every_s: float = 10.0):
-        self.title = title
-        self.every_s = every_s
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        partial, final = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
+        if self.is_world_process_zero():
+            remove(partial)
+        self._barrier()
+        super()._save_checkpoint(model, trial)
+        self._barrier()
+        if self.is_world_process_zero():
+            older = list(final.glob("checkpoint-*"))
+            (written,) = partial.glob("checkpoint-*")
+            written.replace(final / written.name)
+            for path in older:
+                remove(path)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._start = self._last = time.monotonic()
-        self._first_step = state.global_step
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            torch.distributed.barrier()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights alone; DeepSpeed's own files hold them where it is used."""
+        assert output_dir is not None
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_deepspeed_enabled and self.args.should_save:
+            save_file(
+                {
+                    name: weight.detach().contiguous()
+                    for name, weight in self.model.named_parameters()
+                    if weight.requires_grad
+                },
+                folder / TRAINED,
+            )
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        """Take one step's metrics."""
-        if logs is None or "loss" not in logs:
-            return
-        now = time.monotonic()
-        if now - self._last >= self.every_s or state.global_step in (1, state.max_steps):
-            self._last = now
-            if state.is_world_process_zero:
-                self._print(logs, state, now - self._start)
-
-    def _print(self, row: dict[str, Any], state: Any, elapsed: float) -> None:
-        done = state.global_step - self._first_step
-        left = elapsed / max(1, done) * (state.max_steps - state.global_step)
-        print(
-            f"{self.title}: step {state.global_step}/{state.max_steps} loss {row['loss']:.4f}"
-            f" lr {row.get('learning_rate', 0.0):.2e} grad norm {row.get('grad_norm', 0.0):.3f}"
-            f" ({elapsed:.0f} s, {left:.0f} s left)",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def build_trainer(
-    model: PreTrainedModel,
-    arguments: TrainingArguments,
-    dataset: TrainingDataset,
-    collator: TrainingCollator,
-    title: str,
-) -> LayerTrainer:
-    """Return the trainer. The model must be loaded before the arguments are made."""
-    return LayerTrainer(
-        model,
-        arguments,
-        train_dataset=dataset,
-        data_collator=collator,
-        callbacks=[LogLines(title)],
-    )
+        weights = load_file(Path(resume_from_checkpoint) / TRAINED)
+        trained = {n: w for n, w in self.model.named_parameters() if w.requires_grad}
+        assert weights.keys() == trained.keys(), weights.keys() ^ trained.keys()
+        with torch.no_grad():
+            for name, weight in weights.items():
+                trained[name].copy_(weight)
 
 
 def last_checkpoint(work: Path) -> str | None:
-    """Return the newest Trainer checkpoint in `work` that was written to its end, or None."""
-    whole = [path.parent for path in work.glob("checkpoint-*/trainer_state.json")]
+    """Return the newest checkpoint in `work` to go on from, or None."""
+    whole = list(work.glob("checkpoint-*"))
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def logged_steps(trainer: Trainer) -> list[dict[str, float]]:
+    """Return the numbers of every step, of resumed runs too."""
+    drop = {"epoch", "total_flos"}
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{k: v for k, v in entry.items() if k not in drop} for entry in history]

@@ -3,15 +3,19 @@
 import sys
 
 from interlace.io import read_json
-from interlace.training.run import run_job
+from interlace.training.launch import die_with_parent, reported_failure
 
 
 def main(arguments: list[str]) -> None:
     """Run the job that a JSON file describes, and leave the process group in order."""
-    import torch.distributed
+    die_with_parent()
+    with reported_failure(arguments[0]):
+        import torch.distributed
 
-    run_job(read_json(arguments[0]))
-    torch.distributed.destroy_process_group()
+        from interlace.training.run import run_job
+
+        run_job(read_json(arguments[0]))
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Checkpoints on a hub, their cards with the scores that are known."""

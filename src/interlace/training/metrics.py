@@ -1,0 +1,180 @@
+"""What is told of a training run while it runs: numbers of each step, lines, checkpoints due."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, is_tensorboard_available
+
+from interlace.training.batches import MicroBatch, Step
+
+
+class Exchange:
+    """What the ranks tell each other at the start of a step, and what becomes of it.
+
+    One collective per step: how many micro-batches the slowest rank has, the sums of samples and
+    tokens over all ranks, and whether rank 0 wants a checkpoint, so that all agree on it.
+    """
+
+    def __init__(self, minutes: float | None, world_size: int):
+        """`minutes` between two checkpoints; None for none, 0 for one after every step."""
+        self._minutes, self._world_size = minutes, world_size
+        self.steps_per_epoch = 1
+        self._last_save = self._last_step = time.monotonic()
+        self._numbers: dict[str, float] = {}
+        self._samples = self._tokens = 0
+        self.save_due = False
+        self.losses: Any = None  # of the latest micro-batch's supervised tokens, if the head tells
+
+    def begin_step(self, step: int, given: Step) -> int:
+        """Return how many micro-batches every rank runs."""
+        now = time.monotonic()
+        due = self._minutes is not None and now - self._last_save >= 60 * self._minutes
+        mine = [len(given.micro_batches), given.samples, given.tokens, given.supervised, int(due)]
+        values = [mine]
+        if self._world_size > 1:
+            on_gpu = torch.distributed.get_backend() == "nccl"
+            own = torch.tensor(mine, device="cuda" if on_gpu else "cpu")
+            gathered = [torch.empty_like(own) for _ in range(self._world_size)]
+            torch.distributed.all_gather(gathered, own)
+            values = [one.tolist() for one in gathered]
+        most, samples, tokens, supervised, _ = (
+            max(column) if number == 0 else sum(column)
+            for number, column in enumerate(zip(*values, strict=True))
+        )
+        self.save_due = bool(values[0][4])
+        if self.save_due:
+            self._last_save = now
+        self._samples, self._tokens = samples, tokens
+        self._numbers = {
+            "epoch_done": round(step / self.steps_per_epoch, 4),
+            "samples": samples,
+            "supervised_tokens": supervised,
+            "micro_batches": most,
+        }
+        return most
+
+    def end_step(self) -> dict[str, float]:
+        """Return the numbers of the step: counts over all ranks, rates per second, memory in MB."""
+        now = time.monotonic()
+        seconds, self._last_step = now - self._last_step, now
+        return {
+            **self._numbers,
+            "samples_per_s": round(self._samples / seconds, 3),
+            "tokens_per_s": round(self._tokens / seconds, 1),
+            "supervised_tokens_per_s": round(self._numbers["supervised_tokens"] / seconds, 1),
+            "memory_mb": round(peak_memory() / 1e6),
+        }
+
+    def nonfinite(self, micro_batch: MicroBatch) -> list[str]:
+        """Return the samples of a micro-batch whose loss is not finite; all where none is known."""
+        if self.losses is None:
+            return micro_batch.ids
+        owners = micro_batch.owners[:, 1:][micro_batch.labels[:, 1:] != -100]
+        bad = sorted(set(owners[~torch.isfinite(self.losses)].tolist()))
+        return [micro_batch.ids[owner] for owner in bad if owner >= 0] or micro_batch.ids
+
+
+def peak_memory() -> int:
+    """Return the most bytes held so far: on the GPU if there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Checkpoints(TrainerCallback):
+    """Asks for a checkpoint when one is due, never after the last step."""
+
+    def __init__(self, exchange: Exchange):
+        self._exchange = exchange
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for it."""
+        control.should_save = self._exchange.save_due and state.global_step < state.max_steps
+        return control
+
+
+class MetricLines(TrainerCallback):
+    """Appends the numbers of every step to a file of JSON lines, as they come.
+
+    A run that goes on from a checkpoint first takes away the lines of the steps it does again.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keep the lines up to where training goes on."""
+        if not state.is_world_process_zero:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [entry for entry in state.log_history if "loss" in entry]
+        self._path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
+    ) -> None:
+        """Append one line."""
+        if state.is_world_process_zero and logs is not None and "loss" in logs:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def tensorboard(folder: Path) -> list[TrainerCallback]:
+    """Return the callback of transformers that writes TensorBoard's files to `folder`, if it can.
+
+    It can with the package tensorboardX or tensorboard, which envs/ pins.
+    """
+    if not is_tensorboard_available():
+        return []
+    callback = TensorBoardCallback()
+    callback.logging_dir = str(folder)
+    return [callback]
+
+
+class LogLines(TrainerCallback):
+    """Print a line with step, loss, learning rate, gradient norm, rate and time left now and then."""
+
+    def __init__(self, title: str, where: list[str], every_s: float = 10.0):
+        """`where` is told the step that is being done."""
+        self.title, self._where = title, where
+        self.every_s = every_s
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._start = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note the step."""
+        self._where.append(f"step {state.global_step + 1} of {state.max_steps}")
+        del self._where[:-1]
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
+    ) -> None:
+        """Take one step's metrics."""
+        if logs is None or "loss" not in logs:
+            return
+        now = time.monotonic()
+        if now - self._last >= self.every_s or state.global_step in (1, state.max_steps):
+            self._last = now
+            if state.is_world_process_zero:
+                self._print(logs, state, now - self._start)
+
+    def _print(self, row: dict[str, Any], state: Any, elapsed: float) -> None:
+        done = state.global_step - self._first_step
+        left = elapsed / max(1, done) * (state.max_steps - state.global_step)
+        print(
+            f"{self.title}: step {state.global_step}/{state.max_steps} loss {row['loss']:.4f}"
+            f" lr {row.get('learning_rate', 0.0):.2e} grad norm {row.get('grad_norm', 0.0):.3f}"
+            f" {row.get('samples_per_s', 0.0):.1f} samples/s"
+            f" ({elapsed:.0f} s, {left:.0f} s left)",
+            file=sys.stderr,
+            flush=True,
+        )

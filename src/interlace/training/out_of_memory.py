@@ -1,0 +1,117 @@
+"""Running out of memory: one line that says what to change, and a smaller micro-batch next time."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from interlace.errors import InputError
+from interlace.io import read_json, write_json
+from interlace.training.memory import MemoryEstimate
+from interlace.training.recipe import Recipe
+
+# What the allocators of torch (CPU, CUDA) and of CUDA's libraries say; all but the first of them
+# come as a plain RuntimeError.
+_SIGNS = (
+    "CUDA out of memory",
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+class OutOfMemory(InputError):
+    """Training needs more memory than there is; the line says how much, for what, and the way out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an allocation failed: of torch on a GPU or a CPU, or of Python."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+class MicroBatchMemory:
+    """How many times smaller than configured micro-batches must be, after running out of memory.
+
+    Kept beside the work folder (`<work>.memory.json`), whose name stands for the settings: with
+    other settings, or without a record, `divisor` is 1. A run that fails for another reason leaves
+    it as it is. What an optimizer step takes stays the same: there are more micro-batches in it.
+    """
+
+    def __init__(self, work: str | Path):
+        work = Path(work)
+        self.path = work.with_name(f"{work.name}.memory.json")
+        self.divisor = int(read_json(self.path)["divisor"]) if self.path.exists() else 1
+
+    def smaller(self, size: int, smallest: int = 1) -> int:
+        """Return the size to use for the configured one, in samples or tokens."""
+        return max(min(size, smallest), size // self.divisor)
+
+    def note_out_of_memory(self, size: int, smallest: int = 1) -> int | None:
+        """Let the next attempt halve; return the size that it will use.
+
+        `size` is the configured one. None, and no change, where this attempt already used
+        `smallest` (1 sample, or the tokens of the longest one). Any rank may call this, several
+        too: each states twice the divisor that it started with.
+        """
+        if self.smaller(size, smallest) <= smallest:
+            return None
+        # A name of its own for each writer: two ranks must not rename each other's file.
+        mine = self.path.with_name(f"{self.path.name}.{socket.gethostname()}-{os.getpid()}")
+        write_json(mine, {"divisor": 2 * self.divisor})
+        mine.replace(self.path)
+        return max(smallest, size // (2 * self.divisor))
+
+
+@contextlib.contextmanager
+def one_line_if_out_of_memory(
+    doing: Callable[[], str],
+    estimate: MemoryEstimate,
+    memory: MicroBatchMemory,
+    recipe: Recipe,
+    size: int,
+    smallest: int = 1,
+) -> Iterator[None]:
+    """Turn a failed allocation in the block into an `OutOfMemory`, and note it for the next attempt.
+
+    `doing` says what was being done ("step 12 of 400"); `size` is the configured `micro_batch`, or
+    `pack_tokens` of a recipe that packs. All other errors pass, and leave no note.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        tried = memory.smaller(size, smallest)
+        following = memory.note_out_of_memory(size, smallest)
+        raise OutOfMemory(_line(doing(), estimate, recipe, tried, following)) from None
+
+
+def _line(
+    doing: str, estimate: MemoryEstimate, recipe: Recipe, tried: int, following: int | None
+) -> str:
+    key, unit = ("pack_tokens", "tokens") if recipe.packing else ("micro_batch", "samples")
+    if following is None:
+        plan = f"{tried} {unit} are one sample already, no smaller micro-batch is left"
+        changes = ["lower finetune.max_length or finetune.max_pixels"]
+    else:
+        plan = f"the next attempt takes {following} {unit} in place of {tried}, in as large a step"
+        changes = [f"lower finetune.{key}"]
+    if recipe.checkpointing == "none":
+        changes.append("set finetune.levers.checkpointing: tuned")
+    if recipe.head in ("full", "supervised"):
+        changes.append("set finetune.levers.head: chunked")
+    if recipe.sharding != "zero3_offload":
+        changes.append("set finetune.levers.sharding: zero3_offload")
+        changes.append("use more GPUs (finetune.processes, finetune.nodes)")
+    return (
+        f"out of memory in {doing}; estimated need {estimate.brief()}; {plan}; or"
+        f" {', or '.join(changes)}"
+    )

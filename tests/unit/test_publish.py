@@ -1,0 +1,277 @@
+"""Publishing, against a hub on loopback; each in a process of its own, as the rule runs it."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from interlace.errors import InputError
+from interlace.evaluation.run import checkpoint_digest
+from interlace.io import folder_digest, write_json
+from interlace.publish.run import publish
+from tests.hub_uploads import Repository, UploadHub
+from tests.scripts.test_scripts import DRIVER, ROOT
+from tests.unit.reporting_results import write_score
+
+CANARY = "hf_canaryCANARYcanary0123456789"
+REPO = "me/big-interlace-25-ft"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Return a folder shaped as a checkpoint, of two weight files and Snakemake's own one."""
+    folder = tmp_path / "run" / "big" / "checkpoints" / "interlace-25-ft"
+    folder.mkdir(parents=True)
+    (folder / ".snakemake_timestamp").touch()
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").write_text("the card without scores")
+    make_weights(folder, {"model-1.safetensors": b"one" * 99, "model-2.safetensors": b"two" * 99})
+    return folder
+
+
+def make_weights(folder, files):
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    for name, body in files.items():
+        (folder / name).write_bytes(body)
+    write_json(
+        folder / "interlace.json",
+        {
+            "model": "big",
+            "variant": "interlace-25-ft",
+            "base": {"source": "hub", "path": "org/Base", "resolved": "c" * 40, "license": "mit"},
+            "plan": {"method": "interlace", "num_layers": 4, "drop": [1], "tune": [2]},
+            "num_layers": 3,
+            "digest": folder_digest(folder, "*.safetensors"),
+        },
+    )
+
+
+@pytest.fixture
+def hub():
+    with UploadHub(CANARY) as server:
+        yield server
+
+
+class Publishing:
+    """One run of the script `publish`; what it printed and what it left."""
+
+    def __init__(self, hub, checkpoint, evaluations=(), settings=None, token=CANARY, **environment):
+        run = checkpoint.parents[2]
+        self.out = run / "big" / "published" / "interlace-25-ft.json"
+        self.log = run / "logs" / "publish.log"
+        given = {
+            "input": {"checkpoint": str(checkpoint), "evaluations": [str(e) for e in evaluations]},
+            "output": [str(self.out)],
+            "params": {"settings": settings or {"namespace": "me", "private": True}, "standin": []},
+            "wildcards": {"model": "big", "variant": "interlace-25-ft"},
+            "log": [str(self.log)],
+        }
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+            "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(run / "hf"),
+            **({"HF_TOKEN": token} if token else {}),
+            **environment,
+        }
+        script = ROOT / "workflow" / "scripts" / "publish.py"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(script), json.dumps(given)],
+            env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def finish(self):
+        """Wait for the end; return what was said on the terminal. No token is in any of it."""
+        self.said, _ = self.process.communicate(timeout=120)
+        told = self.said + self.log.read_text()
+        told += self.out.read_text() if self.out.exists() else ""
+        assert CANARY not in told
+        assert "signature=secret" not in told
+        return self.said
+
+    def result(self):
+        self.finish()
+        assert self.process.returncode == 0, self.log.read_text()
+        return json.loads(self.out.read_text())
+
+
+def scores(checkpoint, revision=None, score=61.0):
+    """Write two results of the checkpoint and one of dense; return their files."""
+    revision = revision or checkpoint_digest(checkpoint)
+    stamped = {"provenance": {"model_revision": revision}}
+    root = checkpoint.parents[2]
+    return [
+        write_score(root, "big", "interlace-25-ft", "cot", "AI2D", score, **stamped),
+        write_score(root, "big", "interlace-25-ft", "limited", "POPE", 80.0, **stamped),
+        write_score(root, "big", "dense", "cot", "AI2D", 70.0),
+    ]
+
+
+def test_a_checkpoint_is_uploaded_with_its_scores_and_stays_as_it_is(hub, checkpoint):
+    before = folder_digest(checkpoint)
+    result = Publishing(hub, checkpoint, scores(checkpoint)).result()
+    repository = hub.repositories[REPO]
+    assert repository.private
+    assert result["private"] is True
+    assert result["repo"] == REPO
+    assert result["commit"] == repository.sha
+    assert result["url"] == f"{hub.url}/{REPO}/commit/{repository.sha}"
+    assert result["scores"] == {"cot": ["AI2D"], "limited": ["POPE"]}
+    names = {"README.md", "config.json", "interlace.json"}
+    names |= {"model-1.safetensors", "model-2.safetensors"}
+    assert set(repository.files) - {".gitattributes"} == names == set(result["files"])
+    for name in names - {"README.md"}:
+        assert repository.files[name] == (checkpoint / name).read_bytes()
+    assert folder_digest(checkpoint) == before
+    card = ModelCard(repository.files["README.md"].decode())
+    assert card.data.base_model == "org/Base"
+    assert card.data.license == "mit"
+    assert "| AI2D | 61.00 [56.0, 66.0] | 70.00 | 64 |" in card.content
+    assert "87.1 % of the dense model's mean" in card.content
+    assert f'path = "{REPO}"' in card.content
+    assert not list(checkpoint.parents[1].glob("published/.*"))
+
+
+def test_the_token_goes_to_the_hub_alone(hub, checkpoint):
+    Publishing(hub, checkpoint).result()
+    routes = {route for route, _ in hub.tokens}
+    assert {"create", "preupload", "batch", "put", "commit"} <= routes
+    # The store of large files is another host.
+    assert hub.tokens == {(r, None if r == "put" else f"Bearer {CANARY}") for r in routes}
+    assert not any(CANARY.encode() in body for body in hub.repositories[REPO].files.values())
+    tree = checkpoint.parents[2]
+    assert not any(CANARY in p.read_text("latin-1") for p in tree.rglob("*") if p.is_file())
+
+
+def test_again_sends_only_what_is_new(hub, checkpoint):
+    first = Publishing(hub, checkpoint).result()
+    assert len(hub.puts()) == 2
+    hub.log.clear()
+    second = Publishing(hub, checkpoint).result()
+    assert second["commit"] == first["commit"]
+    assert len(hub.repositories[REPO].messages) == 1
+    third = Publishing(hub, checkpoint, scores(checkpoint)).result()
+    assert third["commit"] != first["commit"]
+    assert hub.puts() == []
+    assert "61.00" in hub.repositories[REPO].files["README.md"].decode()
+
+
+def test_killed_in_an_upload_it_goes_on_where_it_was(hub, checkpoint):
+    hub.stall_on = b"two"
+    killed = Publishing(hub, checkpoint)
+    assert hub.stalled.wait(60)
+    done = hashlib.sha256(b"one" * 99).hexdigest()
+    while done not in hub.objects:  # the other file is on its way beside
+        assert killed.process.poll() is None
+    killed.process.send_signal(signal.SIGKILL)
+    killed.finish()
+    assert not killed.out.exists()
+    assert hub.repositories[REPO].messages == []
+    hub.stall_on = None
+    hub.log.clear()
+    Publishing(hub, checkpoint).result()
+    assert hub.puts() == [hashlib.sha256(b"two" * 99).hexdigest()]
+    assert "model-1.safetensors" in hub.repositories[REPO].files
+
+
+def test_weights_of_an_earlier_checkpoint_leave_and_other_files_stay(hub, checkpoint):
+    Publishing(hub, checkpoint).result()
+    hub.repositories[REPO].files["figure.png"] = b"mine"
+    make_weights(checkpoint, {"model.safetensors": b"whole" * 9})
+    Publishing(hub, checkpoint).result()
+    files = hub.repositories[REPO].files
+    assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"]
+    assert files["figure.png"] == b"mine"
+
+
+def test_a_score_of_other_weights_is_not_on_the_card(hub, checkpoint):
+    stale = scores(checkpoint, revision="0" * 16)
+    run = Publishing(hub, checkpoint, stale)
+    result = run.result()
+    assert result["scores"] == {"cot": [], "limited": []}
+    assert result["scores_left_out"] == ["AI2D.json", "POPE.json"]
+    assert "## Scores" not in hub.repositories[REPO].files["README.md"].decode()
+    assert "of other weights" in run.log.read_text()
+
+
+def test_public_if_asked_for(hub, checkpoint):
+    settings = {"namespace": "me", "private": False}
+    assert Publishing(hub, checkpoint, settings=settings).result()["private"] is False
+    assert not hub.repositories[REPO].private
+
+
+def refusal(*arguments, **options):
+    run = Publishing(*arguments, **options)
+    said = run.finish()
+    assert run.process.returncode == 1
+    assert not run.out.exists()
+    (line,) = said.strip().splitlines()
+    return line
+
+
+def test_a_public_repository_gets_nothing_private(hub, checkpoint):
+    hub.repositories[REPO] = Repository(private=False)
+    assert "is a public repository" in refusal(hub, checkpoint)
+    assert hub.repositories[REPO].messages == []
+
+
+def test_a_repository_of_something_else_is_left_alone(hub, checkpoint):
+    hub.repositories[REPO] = Repository(private=True)
+    hub.repositories[REPO].files["model.safetensors"] = b"another's"
+    assert "not interlace's" in refusal(hub, checkpoint)
+    assert hub.repositories[REPO].files["model.safetensors"] == b"another's"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"token": "hf_another"}, "does not accept the token"),
+        ({"HF_HUB_OFFLINE": "1"}, "broke off"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(hub, checkpoint, options, words):
+    assert words in refusal(hub, checkpoint, **options)
+    assert hub.repositories == {}
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(checkpoint):
+    assert "http://127.0.0.1:9 broke off; run again" in refusal(None, checkpoint)
+
+
+def test_a_server_that_echoes_the_token_does_not_get_it_printed(hub, checkpoint):
+    hub.refuse = 403
+    line = refusal(hub, checkpoint)
+    assert "may not write there" in line
+
+
+@pytest.mark.parametrize(
+    ("namespace", "token", "words"),
+    [
+        ("me", None, "no token"),
+        (None, CANARY, r"publish\.namespace: not set"),
+        ("me/you", CANARY, r"publish\.namespace"),
+        ("-me", CANARY, r"publish\.namespace"),
+    ],
+)
+def test_what_a_person_forgot_is_said_first(tmp_path, monkeypatch, namespace, token, words):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    settings = {"namespace": namespace, "private": True}
+    with pytest.raises(InputError, match=words) as caught:
+        publish(tmp_path / "absent", [], tmp_path / "out.json", settings, model="m", variant="v")
+    assert CANARY not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("torn", ["model-1.safetensors", "interlace.json"])
+def test_what_is_not_the_recorded_checkpoint_is_not_sent(checkpoint, monkeypatch, torn):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: CANARY)
+    (checkpoint / torn).write_bytes(b"torn")
+    settings = {"namespace": "me", "private": True}
+    with pytest.raises(InputError, match=r"interlace\.json"):
+        publish(checkpoint, [], checkpoint / "out.json", settings, model="m", variant="v")
