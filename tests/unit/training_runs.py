@@ -53,20 +53,21 @@ def make_inputs(root: Path, rows: int = 24, **plan) -> Path:
     return root
 
 
-def tuned(given: Path, out: Path, samples="samples", seed=0, plan="plan.json", **changes):
+def tuned(given: Path, out: Path, samples="samples", seed=0, plan="plan.json", vision=None, **changes):
     """Tune in this process; return the checkpoint's weights by name."""
     finetune(
         given / "base", given / plan, given / samples, out, {**SETTINGS, **changes},
-        model="tiny", variant="interlace-25-ft", seed=seed,
+        model="tiny", variant="interlace-25-ft", seed=seed, vision=vision,
     )  # fmt: skip
     return load_file(out / "model.safetensors")
 
 
-def in_process(given: Path, out: Path, timeout=300, **changes) -> subprocess.CompletedProcess:
+def in_process(given: Path, out: Path, timeout=300, vision=None, **changes) -> subprocess.CompletedProcess:
     """Tune in a process of its own, which may start ranks."""
     job = {
         "base": str(given / "base"), "plan": str(given / "plan.json"),
         "samples": str(given / "samples"), "out": str(out), "settings": {**SETTINGS, **changes},
+        "vision": None if vision is None else str(vision),
     }  # fmt: skip
     code = (
         "import json, sys; from interlace.training.run import finetune;"
