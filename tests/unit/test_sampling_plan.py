@@ -159,7 +159,7 @@ def test_a_change_fetches_again_only_what_it_changes():
         ("retries", False, False, False),
         ("calibration_fraction", False, False, True),
         ("calibration_held_out", False, False, True),
-        ("max_turns", False, True, True),
+        ("max_turns", True, True, True),
         ("subsets", True, False, True),
         ("fraction", True, True, True),
         ("unit", True, True, True),

@@ -102,7 +102,7 @@ def test_numbers_of_every_step_can_be_read_while_it_runs(given, tmp_path, monkey
     seen = []
 
     def watched(self, *args, **kwargs):
-        (file,) = tmp_path.glob(".out.trainer-*/training.jsonl")
+        (file,) = tmp_path.glob(".out.trainer-*/none/training.jsonl")
         seen.append([json.loads(line)["step"] for line in file.open()])
         assert list(file.parent.glob("tensorboard/events.*"))
         return step(self, *args, **kwargs)
@@ -111,7 +111,11 @@ def test_numbers_of_every_step_can_be_read_while_it_runs(given, tmp_path, monkey
     tuned(given, tmp_path / "out")
     assert seen == [list(range(1, n)) for n in range(1, 7)]
     told = capfd.readouterr()
-    assert "parameters in 2 layers (22 tensors: " in told.out
+    assert (
+        "18,592 of 226,736 parameters in 22 tensors:"
+        " model.language_model.layers.{1, 3}.{input_layernorm.weight, mlp.down_proj.weight, "
+    ) in told.out
+    assert list(tmp_path.glob("out/tensorboard/events.*"))
     assert "peak of one device" in told.out
     assert "samples/s" in told.err
 
@@ -205,13 +209,71 @@ def without_finite_loss(monkeypatch, name):
 
 @pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_a_loss_that_is_nan_is_counted_named_and_left_out(given, tmp_path, monkeypatch, recipe):
-    without_finite_loss(monkeypatch, "tiny_vqa/train-00000-of-00002/1")
-    weights = tuned(given, tmp_path / "out", recipe=recipe, levers={"sharding": "none"})
+    name = "tiny_vqa/train-00000-of-00002/1"
+    without_finite_loss(monkeypatch, name)
+    weights = tuned(
+        given, tmp_path / "out", recipe=recipe, levers={"sharding": "none"}, max_failed_share=0.3,
+        pack_tokens=16,
+    )  # fmt: skip
     assert all(weight.isfinite().all() for weight in weights.values())
     done = training(tmp_path / "out")
-    assert done["counts"]["failed"] == 1
-    (failure,) = done["failures"]
-    assert failure.startswith("tiny_vqa/train-00000-of-00002/1: the loss is nan at step ")
+    first, *others = done["failures"]
+    assert first.startswith(f"{name}: the loss is nan at step ")
+    assert all(f"left out together with {name}" in line for line in others)
+    assert done["counts"]["failed"] == len(done["failures"])
+    told = losses(tmp_path / "out")
+    # A padded batch is all of a step; of the packed rows the others remain.
+    assert (None in told, len(others)) == ((True, 3) if recipe == "paper" else (False, 0))
+    assert all(loss is None or 4 < loss < 8 for loss in told)
+
+
+def test_under_deepspeed_a_loss_that_is_nan_ends_the_run_by_name(given, tmp_path, monkeypatch):
+    without_finite_loss(monkeypatch, "tiny_vqa/train-00000-of-00002/1")
+    with pytest.raises(RuntimeError, match="tiny_vqa/train-00000-of-00002/1: the loss is nan at"):
+        tuned(given, tmp_path / "out", recipe="paper")
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_step_of_which_nothing_can_be_used_is_one_without_a_gradient(given, tmp_path, recipe):
+    spoil(given / "samples", tmp_path / "spoiled", 12)
+    runs = {
+        name: tuned(
+            given, tmp_path / name, samples=tmp_path / "spoiled", micro_batch=1, recipe=name,
+            max_failed_share=1, learning_rate=1e-3,
+        )
+        for name in (recipe, "fast")
+    }  # fmt: skip
+    for name, weight in runs["fast"].items():
+        torch.testing.assert_close(runs[recipe][name], weight, atol=1e-5, rtol=0)
+    assert training(tmp_path / recipe)["counts"]["failed"] == 12
+
+
+def test_a_sample_that_fails_in_every_epoch_counts_once(given, tmp_path):
+    spoil(given / "samples", tmp_path / "spoiled", 1)
+    tuned(given, tmp_path / "out", samples=tmp_path / "spoiled", epochs=3)
+    assert training(tmp_path / "out")["counts"]["failed"] == 1
+
+
+def test_without_a_sample_that_can_be_used_there_is_no_checkpoint(given, tmp_path):
+    with pytest.raises(InputError, match="no sample could be used"):
+        tuned(given, tmp_path / "out", max_length=3, max_failed_share=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_checkpoint_in_16_bits_gives_back_what_was_trained(tmp_path, seed, monkeypatch):
+    """The reload's logits were checked against a model whose rotary frequencies were rounded too."""
+    import interlace.decoder.checkpoint as checkpoint
+
+    seen = []
+    verify = checkpoint.verify_checkpoint
+    monkeypatch.setattr(
+        checkpoint, "verify_checkpoint", lambda *a, **k: seen.append(verify(*a, **k))
+    )
+    given = make_inputs(tmp_path, seed=seed)
+    weights = tuned(given, tmp_path / "out", precision="bfloat16", epochs=0.5)
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert seen == [0.0]
 
 
 def test_losses_that_stay_nan_end_the_run(given, tmp_path):

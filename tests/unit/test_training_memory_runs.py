@@ -62,8 +62,8 @@ def test_after_running_out_of_memory_the_next_attempt_takes_half_at_a_time(
         try:
             weights = tuned(given, tmp_path / "out", recipe=recipe, checkpoint_minutes=0)
         except InputError as error:
-            assert "\n" not in str(error)
             attempts.append(str(error))
+    assert not any("\n" in line for line in attempts)
     assert 1 <= len(attempts) <= 3
     key = {"fast": "pack_tokens", "paper": "micro_batch"}[recipe]
     assert all(
@@ -84,7 +84,7 @@ def test_with_one_sample_at_a_time_there_is_no_smaller_attempt(given, tmp_path, 
         with pytest.raises(InputError) as caught:
             tuned(given, tmp_path / "out", recipe="paper")
         lines.append(str(caught.value))
-    assert "no smaller micro-batch is left" in lines[-1]
+    assert "it was one sample alone" in lines[-1]
     assert "lower finetune.max_length" in lines[-1]
 
 
@@ -111,7 +111,9 @@ def test_with_stored_features_the_vision_tower_never_runs(given, stored, tmp_pat
     calls = []
     forward = Qwen3VLVisionBlock.forward
     monkeypatch.setattr(
-        Qwen3VLVisionBlock, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
+        Qwen3VLVisionBlock,
+        "forward",
+        lambda self, *a, **k: calls.append(1) or forward(self, *a, **k),
     )
     tuned(given, tmp_path / "out", vision=stored, levers={"vision": "cached"}, epochs=1 / 6)
     cached = len(calls)

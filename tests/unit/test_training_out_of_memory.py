@@ -7,6 +7,7 @@ from interlace.errors import InputError
 from interlace.training.memory import ALWAYS, MemoryEstimate, Part
 from interlace.training.out_of_memory import (
     MicroBatchMemory,
+    Now,
     OutOfMemory,
     is_out_of_memory,
     one_line_if_out_of_memory,
@@ -30,10 +31,11 @@ def test_allocators_are_recognised():
 FAKE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 12 bytes"
 
 
-def attempt(work, size, error, recipe=PLAIN, smallest=1):
-    memory = MicroBatchMemory(work)
-    tried = memory.smaller(size, smallest)
-    with one_line_if_out_of_memory(lambda: "step 7", NEED, memory, recipe, size, smallest):
+def attempt(work, size, error, recipe=PLAIN, samples=4):
+    memory, now = MicroBatchMemory(work), Now()
+    now.step, now.samples = "step 7", samples
+    tried = memory.smaller(size)
+    with one_line_if_out_of_memory("tune v", now, NEED, memory, recipe, size):
         if error is not None:
             raise error
     return tried
@@ -44,14 +46,13 @@ def test_each_attempt_halves_down_to_one_sample(tmp_path):
     padded = replace(PLAIN, packing=False, head="full")
     lines = []
     for size in (12, 6, 3, 1, 1):
-        memory = MicroBatchMemory(work)
-        assert memory.smaller(12) == size
+        assert MicroBatchMemory(work).smaller(12) == size
         with pytest.raises(OutOfMemory) as raised:
-            attempt(work, 12, RuntimeError(FAKE), padded)
+            attempt(work, 12, RuntimeError(FAKE), padded, samples=size)
         lines.append(str(raised.value))
     assert all("\n" not in line for line in lines)
     assert isinstance(raised.value, InputError)
-    assert "out of memory in step 7; estimated need 10.0 GB (all 10.0)" in lines[0]
+    assert "out of memory in tune v, step 7; estimated need 10.0 GB (all 10.0)" in lines[0]
     assert "next attempt takes 6 samples in place of 12" in lines[0]
     for change in (
         "micro_batch",
@@ -60,18 +61,24 @@ def test_each_attempt_halves_down_to_one_sample(tmp_path):
         "sharding: zero3_offload",
     ):
         assert f"finetune.{change}" in lines[0] or f"finetune.levers.{change}" in lines[0]
-    assert "already" in lines[3] == lines[4]
+    assert "no smaller micro-batch is left" in lines[3] == lines[4]
     assert MicroBatchMemory(work).divisor == 8
     assert [path.name for path in tmp_path.iterdir()] == [".out.trainer-0123.memory.json"]
 
 
-def test_a_token_budget_halves_down_to_the_longest_sample(tmp_path):
+def test_a_row_of_one_sample_is_not_halved(tmp_path):
     work = tmp_path / "work"
-    for size in (8192, 4096, 3000):
-        assert MicroBatchMemory(work).smaller(8192, 3000) == size
-        with pytest.raises(OutOfMemory, match="tokens"):
-            attempt(work, 8192, torch.OutOfMemoryError("CUDA out of memory"), smallest=3000)
-    assert MicroBatchMemory(work).smaller(8192, 3000) == 3000
+    with pytest.raises(OutOfMemory, match="takes 4096 tokens in place of 8192"):
+        attempt(work, 8192, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(OutOfMemory, match="one sample alone"):
+        attempt(work, 8192, torch.OutOfMemoryError("CUDA out of memory"), samples=1)
+    assert MicroBatchMemory(work).smaller(8192) == 4096
+
+
+def test_weights_that_do_not_fit_leave_the_batch_as_it_is(tmp_path):
+    with pytest.raises(OutOfMemory, match=r"would not help; or set .*zero3_offload"):
+        attempt(tmp_path / "work", 16, MemoryError(), samples=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_failures_and_other_settings_change_nothing(tmp_path):

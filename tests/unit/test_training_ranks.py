@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.unit.training_runs import in_process, losses, make_inputs, training, tuned
+from tests.unit.training_runs import in_process, losses, make_inputs, spoil, training, tuned
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
         "from pathlib import Path\n"
         "def watch():\n"
         f"    root = Path({str(tmp_path)!r})\n"
-        "    while not list(root.glob('.out.trainer-*/checkpoint-3')):\n"
+        "    while not list(root.glob('.out.trainer-*/zero3/checkpoint-3')):\n"
         "        time.sleep(0.002)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if os.environ.get('RANK') == '0':\n"
@@ -65,7 +65,7 @@ def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
         patch.setenv("PYTHONPATH", str(site))
         killed = in_process(given, tmp_path / "out", **changes)
     assert killed.returncode != 0
-    assert list(tmp_path.glob(".out.trainer-*/checkpoint-*"))
+    assert list(tmp_path.glob(".out.trainer-*/zero3/checkpoint-*"))
     again = in_process(given, tmp_path / "out", **changes)
     assert again.returncode == 0, again.stderr
     weights, expected = (
@@ -73,3 +73,21 @@ def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
     )
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, atol=0, rtol=0)
+
+
+def test_failures_of_all_ranks_are_one_list(given, tmp_path):
+    spoil(given / "samples", tmp_path / "spoiled", 4)
+    changes = {"micro_batch": 1, "accumulation": 2, "processes": 2}
+    inputs = tmp_path / "given"
+    inputs.mkdir()
+    for name in ("base", "plan.json"):
+        (inputs / name).symlink_to(given / name)
+    (inputs / "samples").symlink_to(tmp_path / "spoiled")
+    refused = in_process(inputs, tmp_path / "out", **changes)
+    assert refused.returncode != 0
+    assert "of 24 samples cannot be used, first " in refused.stderr
+    done = in_process(inputs, tmp_path / "out", max_failed_share=0.2, **changes)
+    assert done.returncode == 0, done.stderr
+    record = training(tmp_path / "out")
+    assert record["counts"]["failed"] == len(record["failures"]) == 4
+    assert record["counts"]["samples"] == 20

@@ -93,6 +93,24 @@ def test_so_does_every_lever_of_the_fast_recipe(given, paper, tmp_path, levers):
     assert losses(tmp_path / "out") == pytest.approx(losses(given / "paper"), abs=1e-5)
 
 
+@pytest.mark.parametrize(("graph", "needed"), [("tuned", False), ("all", True)])
+def test_the_graph_begins_where_the_lever_says(given, tmp_path, monkeypatch, graph, needed):
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
+
+    seen: dict[int, bool] = {}
+    forward = Qwen3VLTextDecoderLayer.forward
+
+    def watched(self, hidden_states, *args, **kwargs):
+        if torch.is_grad_enabled():
+            seen[self.self_attn.layer_idx] = hidden_states.requires_grad
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(Qwen3VLTextDecoderLayer, "forward", watched)
+    tuned(given, tmp_path / "out", levers={"graph": graph}, epochs=1 / 6)
+    # Layers 2 and 4 of the dense model are tuned: 1 and 3 of what is left.
+    assert seen == {0: needed, 1: needed, 2: True, 3: True, 4: True}
+
+
 def test_rows_of_any_length_give_the_same_weights(given, paper, tmp_path):
     for tokens in (16, 10_000):
         agree(tuned(given, tmp_path / str(tokens), pack_tokens=tokens), paper, 1e-5)

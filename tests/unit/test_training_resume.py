@@ -18,6 +18,8 @@ from tests.unit.training_runs import (
     differing,
     in_process,
     make_inputs,
+    spoil,
+    training,
     tuned,
 )
 
@@ -52,7 +54,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(given, tmp_path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         tuned(given, tmp_path / "out", recipe=recipe, **EVERY_STEP)
     (work,) = tmp_path.glob(".out.trainer-*")
-    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert [path.name for path in work.glob("*/checkpoint-*")] == ["checkpoint-3"]
     seen = []
 
     def watched(self, *args, **kwargs):
@@ -82,8 +84,8 @@ def test_a_checkpoint_that_was_being_written_is_not_gone_on_from(
     with pytest.raises(KeyboardInterrupt):
         tuned(given, tmp_path / "out", **EVERY_STEP)
     (work,) = tmp_path.glob(".out.trainer-*")
-    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-2"]
-    assert (work / "partial" / "checkpoint-3" / "optimizer.pt").exists()
+    assert [path.name for path in work.glob("*/checkpoint-*")] == ["checkpoint-2"]
+    assert (work / "none" / "partial" / "checkpoint-3" / "optimizer.pt").exists()
     monkeypatch.setattr(LayerTrainer, "_save_rng_state", save)
     assert not differing(tuned(given, tmp_path / "out", **EVERY_STEP), once)
 
@@ -114,10 +116,95 @@ def test_checkpoints_come_by_the_clock(given, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LayerTrainer, "_save_checkpoint", noted)
     tuned(given, tmp_path / "out", checkpoint_minutes=1, epochs=4)
-    gaps = {b - a for a, b in itertools.pairwise(saved)}
+    gaps = {b - a for a, b in itertools.pairwise(saved[:-1])}
     assert len(saved) > 2
     assert len(gaps) == 1
-    assert 24 not in saved  # the last step's weights are the checkpoint itself
+    assert saved[-1] == 24  # what follows the last step can fail too
+
+
+def test_what_was_left_out_before_the_kill_is_not_forgotten(given, tmp_path, monkeypatch):
+    spoil(given / "samples", tmp_path / "spoiled", 1)
+    whole = tuned(given, tmp_path / "whole", samples=tmp_path / "spoiled")
+    step = LayerTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LayerTrainer, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(given, tmp_path / "out", samples=tmp_path / "spoiled", **EVERY_STEP)
+    monkeypatch.setattr(LayerTrainer, "training_step", step)
+    assert not differing(
+        tuned(given, tmp_path / "out", samples=tmp_path / "spoiled", **EVERY_STEP), whole
+    )
+    records = [training(tmp_path / name) for name in ("out", "whole")]
+    assert records[0]["counts"] == records[1]["counts"]
+    assert records[0]["failures"] == records[1]["failures"] != []
+
+
+def test_a_save_that_fails_is_done_again_without_training(given, once, tmp_path, monkeypatch):
+    import interlace.training.tune as tune
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    save = tune.save_checkpoint
+    monkeypatch.setattr(tune, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        tuned(given, tmp_path / "out", checkpoint_minutes=30)
+    monkeypatch.setattr(tune, "save_checkpoint", save)
+    monkeypatch.setattr(LayerTrainer, "training_step", None)
+    assert not differing(tuned(given, tmp_path / "out", checkpoint_minutes=30), once)
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        ({"pack_tokens": 100}, True),
+        ({"levers": {"checkpointing": "tuned"}}, True),
+        ({"max_failed_share": 0.5}, True),
+        ({"learning_rate": 2e-2}, False),
+        ({"max_length": 300}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_change_the_weights_does_not_begin_anew(
+    given, tmp_path, monkeypatch, change, goes_on
+):
+    step = LayerTrainer.training_step
+    seen = []
+
+    def interrupted(self, *args, **kwargs):
+        seen.append(self.state.global_step)
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LayerTrainer, "training_step", interrupted)
+    for changes in ({}, change):
+        with pytest.raises(KeyboardInterrupt):
+            tuned(given, tmp_path / "out", **{**EVERY_STEP, **changes})
+    assert seen == ([0, 1, 2, 2] if goes_on else [0, 1, 2, 0, 1, 2])
+
+
+def test_other_texts_under_the_same_names_begin_anew(given, tmp_path, monkeypatch):
+    step = LayerTrainer.training_step
+    seen = []
+
+    def interrupted(self, *args, **kwargs):
+        seen.append(self.state.global_step)
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(LayerTrainer, "training_step", interrupted)
+    spoil(given / "samples", tmp_path / "other", 1)
+    for samples in ("samples", tmp_path / "other"):
+        with pytest.raises(KeyboardInterrupt):
+            tuned(given, tmp_path / "out", samples=samples, **EVERY_STEP)
+    assert seen == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.slow
@@ -143,7 +230,7 @@ def test_kill_9_at_any_step_and_again_ends_in_the_same_weights(given, tmp_path):
         )  # fmt: skip
         goal = reached + rng.randint(4, 9)
         while process.poll() is None and kills < 3:
-            done = [steps(file) for file in tmp_path.glob(".out.trainer-*/training.jsonl")]
+            done = [steps(file) for file in tmp_path.glob(".out.trainer-*/none/training.jsonl")]
             reached = max([reached, *(max(numbers, default=0) for numbers in done)])
             if reached >= goal:
                 time.sleep(rng.random() / 20)

@@ -122,6 +122,24 @@ def test_a_torn_chunk_is_made_again_and_a_store_with_one_refused(given, tmp_path
     assert files(tmp_path / "again") == files(given / "vision")
 
 
+def test_features_whose_bytes_changed_are_refused_by_name(given, tmp_path):
+    """At the same size, so that nothing but the digest tells."""
+    shutil.copytree(given / "vision", tmp_path / "vision")
+    for path in (tmp_path / "vision").glob("chunk*.safetensors"):
+        data = bytearray(path.read_bytes())
+        if len(data) > 4096:
+            data[-1] ^= 1
+        path.write_bytes(data)
+    store, changed = VisionStore(tmp_path / "vision"), []
+    for name in load_records(given / "samples").ids:
+        try:
+            store.features(name)
+        except InputError as error:
+            changed.append(f"the features of sample {name} are not those" in str(error))
+    assert all(changed)
+    assert 0 < len(changed) < len(store.record["chunks"]) + 1
+
+
 def test_other_settings_do_not_go_on_from_these(given, tmp_path, capsys):
     arguments = (given / "base", given / "samples", tmp_path / "vision")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

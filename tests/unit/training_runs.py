@@ -44,16 +44,18 @@ PLAN = {"method": "interlace", "ratio": 25, "num_layers": 6, "drop": [1], "tune"
 PREFIX = "model.language_model.layers."
 
 
-def make_inputs(root: Path, rows: int = 24, **plan) -> Path:
+def make_inputs(root: Path, rows: int = 24, seed: int = 0, **plan) -> Path:
     """Write `base`, `samples` and `plan.json` below `root`; six layers, an untied head."""
-    make_tiny_checkpoint(root / "base", tied=False)
+    make_tiny_checkpoint(root / "base", tied=False, seed=seed)
     make_tiny_samples(root / "samples", rows=rows // 4)
     whole = {**PLAN, "num_dropped": 1, "freeze": [0, 3, 5], **plan}
     (root / "plan.json").write_text(json.dumps(whole))
     return root
 
 
-def tuned(given: Path, out: Path, samples="samples", seed=0, plan="plan.json", vision=None, **changes):
+def tuned(
+    given: Path, out: Path, samples="samples", seed=0, plan="plan.json", vision=None, **changes
+):
     """Tune in this process; return the checkpoint's weights by name."""
     finetune(
         given / "base", given / plan, given / samples, out, {**SETTINGS, **changes},
@@ -62,7 +64,9 @@ def tuned(given: Path, out: Path, samples="samples", seed=0, plan="plan.json", v
     return load_file(out / "model.safetensors")
 
 
-def in_process(given: Path, out: Path, timeout=300, vision=None, **changes) -> subprocess.CompletedProcess:
+def in_process(
+    given: Path, out: Path, timeout=300, vision=None, **changes
+) -> subprocess.CompletedProcess:
     """Tune in a process of its own, which may start ranks."""
     job = {
         "base": str(given / "base"), "plan": str(given / "plan.json"),

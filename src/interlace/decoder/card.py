@@ -52,7 +52,7 @@ print(tokenizer.decode(tokens, skip_special_tokens=True))
 _TOLD = {
     "steps", "loss_first", "loss_last", "seconds", "world_size", "hardware", "counts",
     "num_trained_tensors", "num_trained_parameters", "num_parameters",
-    "trained_parameters", "failures",
+    "trained_parameters", "failures", "memory",
 }  # fmt: skip
 
 

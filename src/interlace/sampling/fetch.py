@@ -1,41 +1,39 @@
 """The row groups of one subset: fetched in parallel, checked, and spooled so that none is twice.
 
 A spool file holds the rows of one row group that may be needed. It is written beside its place and
-renamed, so it is whole or absent, and a killed job goes on from what lies there.
+renamed, so it is whole or absent, and a killed job goes on from what lies there. What decodes and
+writes it is a child process (`interlace.sampling.decoder`), since the bytes may be hostile.
 """
 
-import io
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from interlace.errors import InputError
-from interlace.io import atomic_path, read_json, write_json
+from interlace.io import read_json, write_json
+from interlace.sampling.decoder import DECODERS, Room
+from interlace.sampling.decoding import Task, UnreadableRowGroupError
+from interlace.sampling.decoding import decode_group as decode_group  # what a child does
+from interlace.sampling.footer_parser import pack
 from interlace.sampling.footer_store import FooterStore
 from interlace.sampling.footers import fetch_footer, forget
 from interlace.sampling.index import SubsetFooters
 from interlace.sampling.ranges import RangeReader, one_line
-from interlace.sampling.schemas import conform
 from interlace.sampling.source import Source, cache_folder
 
 MOST_UNPACKED = 1024**3
-"""Bytes; a row group whose footer announces more is left alone: memory would not hold it."""
+"""Bytes; a row group whose footer announces more is left alone: memory would not hold it. One that
+unpacks to more than that, whatever its footer announces, counts as unreadable."""
 
 IN_FLIGHT = 1024**3
 """Bytes, packed and unpacked, of the row groups that are being fetched and decoded at one time."""
 
 Key = tuple[int, int]  # (row group within the subset, window)
-
-
-class UnreadableRowGroupError(Exception):
-    """A row group whose bytes are torn, flipped or of another kind than its footer says."""
 
 
 class Fetcher:
@@ -63,16 +61,16 @@ class Fetcher:
         kept = [cache_folder(source), planned] if source.revision is not None else []
         self._store = FooterStore(*(folder for folder in kept if folder is not None), spool)
         self._unchanged: set[str] = set()  # shards whose footer was compared
-        self._groups, self._schema = footers.groups, footers.schema
+        self._groups, self._schema = footers.groups, pack(footers.schema)
         ends = np.cumsum(self._groups["rows"])
         self._starts = ends - self._groups["rows"]
         self._windows = windows
-        self._room = _Room(IN_FLIGHT)
+        self._room = Room(IN_FLIGHT)
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers)
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._lock = threading.Lock()
-        self._metadata: dict[str, pq.FileMetaData] = {}
+        self._kept: dict[str, bytes] = {}  # footers by shard
         spool.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Fetcher":
@@ -81,6 +79,7 @@ class Fetcher:
     def __exit__(self, *error: object) -> None:
         # What is under way is spooled before an error leaves, the rest isn't begun.
         self._pool.shutdown(wait=True, cancel_futures=True)
+        DECODERS.close(but=1)  # the next subset need not wait for its first
 
     def spooled_rows(self, key: Key) -> np.ndarray:
         """Return the rows, numbered within their group, that the spool holds under `key`."""
@@ -121,53 +120,56 @@ class Fetcher:
             ) from error
 
     def _spool_group(self, key: Key) -> None:
-        path = self._path(key, "arrow")
-        if path.exists() or self._path(key, "json").exists():
+        if self._path(key, "arrow").exists() or self._path(key, "json").exists():
             return
         length, unpacked = (int(self._groups[name][key[0]]) for name in ("length", "unpacked"))
         with self._room.of(length + max(0, min(unpacked, MOST_UNPACKED))):
             try:
-                table = self._group(key[0])
+                self._decode(key)
             except UnreadableRowGroupError as error:
                 write_json(self._path(key, "json"), {"unreadable": str(error)})
-                return
-            wanted = self.spooled_rows(key)
-            if len(wanted) < len(table):
-                table = table.take(wanted)
-            options = pa.ipc.IpcWriteOptions(compression="lz4")  # zeros must not fill the disk
-            with (
-                atomic_path(path) as partial,
-                pa.OSFile(str(partial), "wb") as file,
-                pa.ipc.new_file(file, table.schema, options=options) as writer,
-            ):
-                writer.write_table(table)
 
-    def _group(self, group: int) -> pa.Table:
-        """Fetch and decode a row group; one that can't be decoded is fetched once more."""
-        shard = str(self._groups["shard"][group])
-        number, start, length, unpacked = (
-            int(self._groups[name][group]) for name in ("row_group", "start", "length", "unpacked")
+    def _decode(self, key: Key) -> None:
+        """Fetch and spool a row group; one that can't be decoded is fetched once more."""
+        group, rows = key[0], self.spooled_rows(key)
+        number, start, announced, count = (
+            int(self._groups[name][group]) for name in ("row_group", "start", "unpacked", "rows")
         )
-        if unpacked > MOST_UNPACKED:
-            raise UnreadableRowGroupError(f"announces {unpacked} bytes, more than {MOST_UNPACKED}")
-        path = self._source.path(self._footers.name, shard)
-        metadata = self._metadata_of(shard, group)
-        for last in (False, True):
-            data = self._reader.read(path, start, length)
+        announced = max(announced, int(self._groups["length"][group]))
+        if announced > MOST_UNPACKED:
+            raise UnreadableRowGroupError(f"announces {announced} bytes, more than {MOST_UNPACKED}")
+        DECODERS.start()
+        shard = str(self._groups["shard"][group])
+        footer = self._footer_of(shard, group)
+        task = Task(number, start, self._schema, announced, MOST_UNPACKED)
+        picked = rows if len(rows) < count else None
+        path = self._path(key, "arrow")
+        data = self._group(group)
+        try:
+            DECODERS.spool(task, footer, data, picked, path)
+        except UnreadableRowGroupError:
+            again = self._group(group)
             try:
-                return decode_group(metadata, number, data, start, self._schema)
-            except UnreadableRowGroupError:
-                if last:
-                    self._check_unchanged(shard, group)
+                if again == data:  # as it lies there; decoding it would end the same
                     raise
-        raise AssertionError("unreachable: the second attempt returns or raises")
+                DECODERS.spool(task, footer, again, picked, path)
+            except UnreadableRowGroupError:
+                self._check_unchanged(shard, group)
+                raise
 
-    def _metadata_of(self, shard: str, group: int) -> pq.FileMetaData:
-        """Return a shard's metadata from its footer, kept by planning or fetched and spooled."""
+    def _group(self, group: int) -> bytes:
+        """Return the bytes of a row group."""
+        path = self._source.path(self._footers.name, str(self._groups["shard"][group]))
+        start, length = (int(self._groups[name][group]) for name in ("start", "length"))
+        return self._reader.read(path, start, length)
+
+    def _footer_of(self, shard: str, group: int) -> bytes:
+        """Return a shard's footer, kept by planning or fetched and spooled."""
         with self._lock:
             lock = self._locks[shard]
         with lock:
-            if shard not in self._metadata:
+            if shard not in self._kept:
+                # The very bytes that were parsed for the plan, in a process that could be spared.
                 mark, length = (
                     str(self._groups["digest"][group]),
                     int(self._groups["footer"][group]),
@@ -176,9 +178,8 @@ class Fetcher:
                 if footer is None:
                     footer = self._fetch_footer(shard, group)
                     self._store.put(mark, footer)
-                # The very bytes that were parsed for the plan, in a process that could be spared.
-                self._metadata[shard] = pq.read_metadata(pa.BufferReader(b"PAR1" + footer))
-            return self._metadata[shard]
+                self._kept[shard] = footer
+            return self._kept[shard]
 
     def _check_unchanged(self, shard: str, group: int) -> None:
         """Check that a shard that cannot be decoded has the footer still that was planned with."""
@@ -208,79 +209,3 @@ class Fetcher:
             f"{path}: changed since it was planned; delete {' and '.join(map(str, stale))} and run "
             "again"
         )
-
-
-def decode_group(
-    metadata: pq.FileMetaData, number: int, data: bytes, start: int, schema: pa.Schema
-) -> pa.Table:
-    """Return a row group in the columns of `schema` from its bytes, which begin at byte `start`.
-
-    Columns that the shard lacks are null, types are widened. Page checksums are verified where
-    the writer left any. Raises `UnreadableRowGroupError`.
-    """
-    try:
-        file = pq.ParquetFile(
-            _Piece(data, start), metadata=metadata, page_checksum_verification=True
-        )
-        table = file.read_row_group(number, use_threads=False)
-        table.validate()
-        if table.num_rows != metadata.row_group(number).num_rows:
-            raise UnreadableRowGroupError(
-                f"{table.num_rows} rows for {metadata.row_group(number).num_rows}"
-            )
-        return conform(table, schema)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UnreadableRowGroupError(one_line(error)) from error
-
-
-class _Room:
-    """Lets threads in while what they hold together stays below a limit; one is always let in."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def of(self, amount: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + amount <= self._limit)
-            self._held += amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held -= amount
-                self._changed.notify_all()
-
-
-class _Piece(io.RawIOBase):
-    """A file of which only one range is there; reading elsewhere is an error."""
-
-    def __init__(self, data: bytes, start: int) -> None:
-        self._data, self._start, self._at = memoryview(data), start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._end}[whence]
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        begin = self._at - self._start
-        end = len(self._data) if size < 0 else begin + size
-        if begin < 0 or end > len(self._data):
-            raise OSError(f"bytes {self._at} to {self._start + end} belong to no column of it")
-        self._at = self._start + end
-        return bytes(self._data[begin:end])
-
-    @property
-    def _end(self) -> int:
-        return self._start + len(self._data)

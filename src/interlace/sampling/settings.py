@@ -53,8 +53,8 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide which rows are drawn."""
-    return _only(settings, _DRAW)
+    """Return the settings that decide which rows are drawn, and what of them is expected to be kept."""
+    return _only(settings, _DRAW + _CONTENT)
 
 
 def subset_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Fine-tuning of the layers a plan chose, with the Hugging Face Trainer under DeepSpeed ZeRO-3."""
+"""Fine-tuning of the layers that a plan chose: two recipes over one Hugging Face Trainer."""

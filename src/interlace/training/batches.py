@@ -5,7 +5,7 @@ Shapes: B rows, T tokens. What cannot be encoded is left out by name, never sile
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -37,24 +37,33 @@ class MicroBatch:
     starts: torch.Tensor | None = None
 
 
+class Failure(NamedTuple):
+    """A sample that cannot be used, and why, in one line that names it."""
+
+    id: str
+    text: str
+
+
 @dataclass
 class Step:
     """One rank's share of an optimizer step.
 
-    `blank`: a micro-batch without a label, for a rank that has fewer than another; None where there
-    is one rank. `samples`, `tokens`, `supervised`: how many there are, padding left out.
+    `blank`: a micro-batch without a label, for a rank that has fewer than another, or none at all;
+    None where it is not needed. `samples`, `tokens`, `supervised`: how many there are, padding left out;
+    `counts`: what `Collator` counts.
     """
 
     micro_batches: list[MicroBatch]
     blank: MicroBatch | None
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     samples: int = 0
     tokens: int = 0
     supervised: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """The kept samples by slot; one whose image does not decode comes as a string that says so."""
+    """The kept samples by slot; one whose image does not decode comes as a `Failure`."""
 
     def __init__(self, samples: SampleDataset):
         self._samples = samples
@@ -62,12 +71,13 @@ class TrainingDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, slot: Slot) -> tuple[Slot, Record | str]:
-        """Return the slot with its record, or with `<id>: <why not>`."""
+    def __getitem__(self, slot: Slot) -> tuple[Slot, Record | Failure]:
+        """Return the slot with its record, or with why it cannot be had."""
         try:
             return slot, self._samples[slot.index]
         except ImageDecodeError as error:
-            return slot, f"{self._samples.ids[slot.index]}: {error}"
+            name = self._samples.ids[slot.index]
+            return slot, Failure(name, f"{name}: {error}")
 
 
 class StepCollator:
@@ -88,26 +98,32 @@ class StepCollator:
         max_length: int | None,
         layout: "Padded | Packed",
         world_size: int = 1,
+        sharded: bool = False,
         add_features: Callable[[str, Sample], Sample] | None = None,
     ):
-        """`add_features` puts the stored features of a sample, named, in place of its pixels."""
-        self.collator = Collator(processor, max_length, padding_side="right")
-        self._layout, self._world_size = layout, world_size
+        """`sharded`: an engine counts steps by backward passes, so that none may be without one.
+
+        `add_features` puts the stored features of a sample, named, in place of its pixels.
+        """
+        self._processor, self._max_length = processor, max_length
+        self._layout, self._world_size, self._sharded = layout, world_size, sharded
         self._add_features = add_features
         self._blank: Sample | None = None
 
-    def __call__(self, items: Sequence[tuple[Slot, Record | str]]) -> Step:
+    def __call__(self, items: Sequence[tuple[Slot, Record | Failure]]) -> Step:
         """Return the step; its micro-batches are none where no sample can be used."""
         step = Step([], None)
+        collator = Collator(self._processor, self._max_length, padding_side="right")
         kept: list[tuple[Slot, str, Sample]] = []
         for slot, record in items:
-            if isinstance(record, str):
+            if isinstance(record, Failure):
                 step.failures.append(record)
                 continue
             try:
-                kept.append((slot, record.id, self._encoded(record)))
+                kept.append((slot, record.id, self._encoded(record, collator)))
             except EncodeError as error:
-                step.failures.append(str(error))
+                step.failures.append(Failure(record.id, str(error)))
+        step.counts = collator.counts
         supervised = [_supervised(sample["labels"]) for *_, sample in kept]
         of_group: dict[int, int] = {}
         for (slot, *_), count in zip(kept, supervised, strict=True):
@@ -123,12 +139,12 @@ class StepCollator:
         ]
         for members in self._layout.split(groups):
             step.micro_batches.append(self._micro_batch(members))
-        if self._world_size > 1:
+        if self._sharded or not step.micro_batches:
             step.blank = self._micro_batch([])
         return step
 
-    def _encoded(self, record: Record) -> Sample:
-        sample = self.collator([record])
+    def _encoded(self, record: Record, collator: Collator) -> Sample:
+        sample = collator([record])
         if self._add_features is not None:
             sample = self._add_features(record.id, sample)
         return sample
@@ -144,7 +160,7 @@ class StepCollator:
                 sample["owners"] = torch.full_like(sample["labels"], owner)
             else:
                 sample["owners"] = torch.full_like(sample["labels"], -1)
-        inputs, starts = self._layout.join(samples, pad_token_id(self.collator.processor))
+        inputs, starts = self._layout.join(samples, pad_token_id(self._processor))
         return MicroBatch(
             labels=inputs.pop("labels"),
             weights=inputs.pop("weights"),
@@ -158,11 +174,11 @@ class StepCollator:
         if self._blank is None:
             images = []
             # With stored features no rank goes through the tower.
-            has_images = getattr(self.collator.processor, "image_processor", None) is not None
+            has_images = getattr(self._processor, "image_processor", None) is not None
             if has_images and self._add_features is None:
                 images = [Image.new("RGB", (64, 64), (128, 128, 128))]
             record = Record("blank", "blank", images, [{"user": ".", "assistant": "."}])
-            sample = encode(record, self.collator.processor)
+            sample = encode(record, self._processor)
             sample["labels"] = torch.full_like(sample["labels"], IGNORED)
             sample["weights"] = _weights(sample["labels"], 0.0)
             self._blank = sample

@@ -333,7 +333,7 @@ class Distillation:
         if loss not in ("kd", "ce+kd"):
             raise InputError(f"finetune.loss: {loss!r} needs no teacher; choose kd or ce+kd")
         if kd["match"] not in ("logits", "hidden"):
-            raise InputError(f"finetune.kd.match: {kd['on']!r} is neither logits nor hidden")
+            raise InputError(f"finetune.kd.match: {kd['match']!r} is neither logits nor hidden")
         assert teacher.anchors or kd["match"] == "logits", "the teacher was made without `hidden`"
         self._teacher, self._head = teacher, head
         self._on, self._temperature = kd["match"], kd["temperature"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -20,8 +21,8 @@ class Fit:
     """What was chosen and why: `recipe` without `auto` in its memory levers, `deepspeed` its file.
 
     `budget` tokens of a packed row, `rows` of a padded micro-batch: those of the configuration, or
-    fewer where a run of this kind went out of memory before. `configured` and `smallest` are the
-    largest and the least of the one that the recipe uses.
+    fewer where a run of this kind went out of memory before. `configured` is the largest of the one
+    that the recipe uses.
     """
 
     recipe: Recipe
@@ -30,7 +31,6 @@ class Fit:
     budget: int
     rows: int
     configured: int
-    smallest: int
     divisor: int
     deepspeed: str | None
 
@@ -63,8 +63,8 @@ def fit_memory(
     most = settings.get("max_length") or 8192
     longest = min(most, longest_sample(job["samples"], settings.get("max_pixels")))
     tokens = settings.get("pack_tokens") or most
-    budget, rows = smaller.smaller(tokens, longest), smaller.smaller(settings["micro_batch"])
-    configured, smallest = (tokens, longest) if recipe.packing else (settings["micro_batch"], 1)
+    budget, rows = smaller.smaller(tokens), smaller.smaller(settings["micro_batch"])
+    configured = tokens if recipe.packing else settings["micro_batch"]
     if recipe.packing:
         load = memory.Load(1, max(budget, longest))
     else:
@@ -92,7 +92,7 @@ def fit_memory(
         "zero3_offload": settings.get("deepspeed_offload"),
     }
     return Fit(
-        recipe, choice.estimate, choice.why, budget, rows, configured, smallest, smaller.divisor,
+        recipe, choice.estimate, choice.why, budget, rows, configured, smaller.divisor,
         files.get(choice.sharding),
     )  # fmt: skip
 
@@ -111,9 +111,14 @@ def longest_sample(samples: str | Path, max_pixels: int | None) -> int:
     A guess from above for memory, not a bound; a large number where no manifest says them.
     """
     path, columns = Path(samples) / "manifest.parquet", ["num_chars", "image_sizes"]
-    if not path.exists() or not set(columns) <= set(pq.read_schema(path).names):
+    names = set(pq.read_schema(path).names) if path.exists() else set()
+    if not {*columns, "status"} <= names:
         return 2**31
-    table = pq.read_table(path, columns=columns)
+    table = pq.read_table(path)
+    table = table.filter(pc.equal(table["status"], "kept"))
+    if "finetune" in names:
+        table = table.filter(table["finetune"])
+    table = table.select(columns)
     longest = 0
     for chars, sizes in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
         pixels = [width * height for width, height in sizes or []]

@@ -327,7 +327,8 @@ def available_bytes(processes: int = 1, limit_mb: float | None = None) -> tuple[
     """Return the free bytes of this rank's device, and of main memory beside it (None on a CPU).
 
     Main memory is shared by the `processes` of this machine, and is no more than `limit_mb` (what
-    the job asked for).
+    the job asked for). Where there are several, each has a device of its own, whose whole memory
+    counts: to ask what is free of it would take some, in every process that asks.
     """
     import psutil  # comes with accelerate
     import torch
@@ -338,4 +339,6 @@ def available_bytes(processes: int = 1, limit_mb: float | None = None) -> tuple[
     host //= processes
     if not torch.cuda.is_available():
         return host, None
+    if processes > 1:
+        return torch.cuda.get_device_properties(0).total_memory, host
     return torch.cuda.mem_get_info()[0], host

@@ -11,14 +11,16 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
-from interlace.training.batches import MicroBatch, Step
+from interlace.training.batches import Failure, MicroBatch, Step
+from interlace.training.out_of_memory import Now
 
 
 class Exchange:
     """What the ranks tell each other at the start of a step, and what becomes of it.
 
     One collective per step: how many micro-batches the slowest rank has, the sums of samples and
-    tokens over all ranks, and whether rank 0 wants a checkpoint, so that all agree on it.
+    tokens over all ranks, how many samples failed, and whether rank 0 wants a checkpoint, so that
+    all agree on it. Another one where some failed, to tell which.
     """
 
     def __init__(self, minutes: float | None, world_size: int):
@@ -31,11 +33,12 @@ class Exchange:
         self.save_due = False
         self.losses: Any = None  # of the latest micro-batch's supervised tokens, if the head tells
 
-    def begin_step(self, step: int, given: Step) -> int:
-        """Return how many micro-batches every rank runs."""
+    def begin_step(self, step: int, given: Step) -> tuple[int, list[Failure]]:
+        """Return how many micro-batches every rank runs, and the failures of all of them."""
         now = time.monotonic()
         due = self._minutes is not None and now - self._last_save >= 60 * self._minutes
-        mine = [len(given.micro_batches), given.samples, given.tokens, given.supervised, int(due)]
+        mine = [len(given.micro_batches), given.samples, given.tokens, given.supervised]
+        mine += [len(given.failures), int(due)]
         values = [mine]
         if self._world_size > 1:
             on_gpu = torch.distributed.get_backend() == "nccl"
@@ -43,11 +46,16 @@ class Exchange:
             gathered = [torch.empty_like(own) for _ in range(self._world_size)]
             torch.distributed.all_gather(gathered, own)
             values = [one.tolist() for one in gathered]
-        most, samples, tokens, supervised, _ = (
+        most, samples, tokens, supervised, failed, _ = (
             max(column) if number == 0 else sum(column)
             for number, column in enumerate(zip(*values, strict=True))
         )
-        self.save_due = bool(values[0][4])
+        failures = given.failures
+        if failed and self._world_size > 1:
+            of_ranks: list[Any] = [None] * self._world_size
+            torch.distributed.all_gather_object(of_ranks, [tuple(f) for f in given.failures])
+            failures = [Failure(*one) for of_rank in of_ranks for one in of_rank]
+        self.save_due = bool(values[0][5])
         if self.save_due:
             self._last_save = now
         self._samples, self._tokens = samples, tokens
@@ -57,7 +65,7 @@ class Exchange:
             "supervised_tokens": supervised,
             "micro_batches": most,
         }
-        return most
+        return most, failures
 
     def end_step(self) -> dict[str, float]:
         """Return the numbers of the step: counts over all ranks, rates per second, memory in MB."""
@@ -88,14 +96,16 @@ def peak_memory() -> int:
 
 
 class Checkpoints(TrainerCallback):
-    """Asks for a checkpoint when one is due, never after the last step."""
+    """Asks for a checkpoint when one is due, and after the last step: what follows can fail too."""
 
-    def __init__(self, exchange: Exchange):
-        self._exchange = exchange
+    def __init__(self, exchange: Exchange, wanted: bool):
+        """`wanted`: there are to be any."""
+        self._exchange, self._wanted = exchange, wanted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for it."""
-        control.should_save = self._exchange.save_due and state.global_step < state.max_steps
+        last = self._wanted and state.global_step == state.max_steps
+        control.should_save = self._exchange.save_due or last
         return control
 
 
@@ -125,6 +135,10 @@ class MetricLines(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
 def tensorboard(folder: Path) -> list[TrainerCallback]:
     """Return the callback of transformers that writes TensorBoard's files to `folder`, if it can.
 
@@ -140,9 +154,9 @@ def tensorboard(folder: Path) -> list[TrainerCallback]:
 class LogLines(TrainerCallback):
     """Print a line with step, loss, learning rate, gradient norm, rate and time left now and then."""
 
-    def __init__(self, title: str, where: list[str], every_s: float = 10.0):
-        """`where` is told the step that is being done."""
-        self.title, self._where = title, where
+    def __init__(self, title: str, now: Now, every_s: float = 10.0):
+        """`now` is told the step that is being done."""
+        self.title, self._now = title, now
         self.every_s = every_s
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -152,8 +166,7 @@ class LogLines(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Note the step."""
-        self._where.append(f"step {state.global_step + 1} of {state.max_steps}")
-        del self._where[:-1]
+        self._now.step = f"step {state.global_step + 1} of {state.max_steps}"
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any
@@ -171,7 +184,7 @@ class LogLines(TrainerCallback):
         done = state.global_step - self._first_step
         left = elapsed / max(1, done) * (state.max_steps - state.global_step)
         print(
-            f"{self.title}: step {state.global_step}/{state.max_steps} loss {row['loss']:.4f}"
+            f"{self.title}: step {state.global_step}/{state.max_steps} loss {_number(row['loss'])}"
             f" lr {row.get('learning_rate', 0.0):.2e} grad norm {row.get('grad_norm', 0.0):.3f}"
             f" {row.get('samples_per_s', 0.0):.1f} samples/s"
             f" ({elapsed:.0f} s, {left:.0f} s left)",

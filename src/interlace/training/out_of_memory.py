@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from interlace.errors import InputError
@@ -50,68 +50,85 @@ class MicroBatchMemory:
         self.path = work.with_name(f"{work.name}.memory.json")
         self.divisor = int(read_json(self.path)["divisor"]) if self.path.exists() else 1
 
-    def smaller(self, size: int, smallest: int = 1) -> int:
-        """Return the size to use for the configured one, in samples or tokens."""
-        return max(min(size, smallest), size // self.divisor)
+    def smaller(self, size: int) -> int:
+        """Return the size to use for the configured one, in samples or tokens; 1 at least."""
+        return max(1, size // self.divisor)
 
-    def note_out_of_memory(self, size: int, smallest: int = 1) -> int | None:
+    def note_out_of_memory(self, size: int) -> int | None:
         """Let the next attempt halve; return the size that it will use.
 
-        `size` is the configured one. None, and no change, where this attempt already used
-        `smallest` (1 sample, or the tokens of the longest one). Any rank may call this, several
-        too: each states twice the divisor that it started with.
+        `size` is the configured one. None, and no change, where this attempt already used 1. Any
+        rank may call this, several too: each states twice the divisor that it started with.
         """
-        if self.smaller(size, smallest) <= smallest:
+        if self.smaller(size) == 1:
             return None
         # A name of its own for each writer: two ranks must not rename each other's file.
         mine = self.path.with_name(f"{self.path.name}.{socket.gethostname()}-{os.getpid()}")
         write_json(mine, {"divisor": 2 * self.divisor})
         mine.replace(self.path)
-        return max(smallest, size // (2 * self.divisor))
+        return max(1, size // (2 * self.divisor))
+
+
+class Now:
+    """What a run is doing: `step` in words, and how many samples go through the model at once.
+
+    `samples` is 0 while none does: before the first step, and once the last one is done.
+    """
+
+    def __init__(self) -> None:
+        self.step, self.samples = "its start", 0
 
 
 @contextlib.contextmanager
 def one_line_if_out_of_memory(
-    doing: Callable[[], str],
+    title: str,
+    now: Now,
     estimate: MemoryEstimate,
     memory: MicroBatchMemory,
     recipe: Recipe,
     size: int,
-    smallest: int = 1,
 ) -> Iterator[None]:
     """Turn a failed allocation in the block into an `OutOfMemory`, and note it for the next attempt.
 
-    `doing` says what was being done ("step 12 of 400"); `size` is the configured `micro_batch`, or
-    `pack_tokens` of a recipe that packs. All other errors pass, and leave no note.
+    `size` is the configured `micro_batch`, or `pack_tokens` of a recipe that packs. Smaller ones are
+    noted only where several samples went through the model at once: for weights alone they would
+    not help. All other errors pass, and leave no note.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        tried = memory.smaller(size, smallest)
-        following = memory.note_out_of_memory(size, smallest)
-        raise OutOfMemory(_line(doing(), estimate, recipe, tried, following)) from None
+        following = memory.note_out_of_memory(size) if now.samples > 1 else None
+        tried = memory.smaller(size)
+        line = _line(f"{title}, {now.step}", now.samples, estimate, recipe, tried, following)
+        raise OutOfMemory(line) from None
 
 
 def _line(
-    doing: str, estimate: MemoryEstimate, recipe: Recipe, tried: int, following: int | None
+    doing: str,
+    samples: int,
+    estimate: MemoryEstimate,
+    recipe: Recipe,
+    tried: int,
+    following: int | None,
 ) -> str:
     key, unit = ("pack_tokens", "tokens") if recipe.packing else ("micro_batch", "samples")
-    if following is None:
-        plan = f"{tried} {unit} are one sample already, no smaller micro-batch is left"
-        changes = ["lower finetune.max_length or finetune.max_pixels"]
-    else:
+    if following is not None:
         plan = f"the next attempt takes {following} {unit} in place of {tried}, in as large a step"
         changes = [f"lower finetune.{key}"]
-    if recipe.checkpointing == "none":
+    elif samples:
+        plan = "it was one sample alone, no smaller micro-batch is left"
+        changes = ["lower finetune.max_length or finetune.max_pixels"]
+    else:
+        plan = "no sample was in the model, so a smaller micro-batch would not help"
+        changes = []
+    if recipe.checkpointing == "none" and samples:
         changes.append("set finetune.levers.checkpointing: tuned")
-    if recipe.head in ("full", "supervised"):
+    if recipe.head in ("full", "supervised") and samples:
         changes.append("set finetune.levers.head: chunked")
     if recipe.sharding != "zero3_offload":
         changes.append("set finetune.levers.sharding: zero3_offload")
         changes.append("use more GPUs (finetune.processes, finetune.nodes)")
-    return (
-        f"out of memory in {doing}; estimated need {estimate.brief()}; {plan}; or"
-        f" {', or '.join(changes)}"
-    )
+    way_out = f"; or {', or '.join(changes)}" if changes else "; use a larger GPU"
+    return f"out of memory in {doing}; estimated need {estimate.brief()}; {plan}{way_out}"

@@ -3,6 +3,8 @@
 import itertools
 import math
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from interlace.errors import InputError
-from interlace.io import read_json, remove
-from interlace.training.batches import MicroBatch, Step, StepCollator, TrainingDataset
+from interlace.io import read_json, remove, write_json
+from interlace.training.batches import Failure, MicroBatch, Step, StepCollator, TrainingDataset
 from interlace.training.metrics import Exchange
 from interlace.training.order import StepSampler
+from interlace.training.out_of_memory import Now
 
 NUM_NAMED = 20  # failures named in interlace.json; all are counted
 TRAINED = "trained.safetensors"  # of a checkpoint to go on from: all else is the base model's
@@ -69,10 +72,11 @@ def fused(deepspeed: str | None) -> bool:
 class LayerTrainer(Trainer):
     """A Trainer whose batch is a `Step`, whose loss is the weighted sum that the step states.
 
-    `loss` computes that of one micro-batch. Samples that were left out are collected in `failures`,
-    by name; more than `max_failed_share` of all samples (one at least) end the run. So do, in one
-    process, samples with a loss that is NaN or infinite: their micro-batch is left out of its step.
-    With several ranks the first one ends the run, since none may leave out what others wait for.
+    `loss` computes that of one micro-batch. Samples that were left out, by any rank, are collected in
+    `failures`, by name; more than `max_failed_share` of all samples (one at least) end the run. A
+    micro-batch whose loss is NaN or infinite is left out of its step with all of its samples; under
+    DeepSpeed it ends the run, since an engine must not miss a backward pass. `counts` is what this
+    rank's collator counted, `seconds` how long training took, both over all attempts.
     """
 
     def __init__(
@@ -85,16 +89,21 @@ class LayerTrainer(Trainer):
         loss: Loss,
         exchange: Exchange,
         max_failed_share: float,
+        now: Now,
         **kwargs: Any,
     ):
         super().__init__(
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, **kwargs
         )
         self._sampler, self._loss, self._exchange = sampler, loss, exchange
-        self._max_failed_share = max_failed_share
+        self._max_failed_share, self._now = max_failed_share, now
         self.remove_callback(PrinterCallback)
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.seconds = 0.0
+        self._begun = time.monotonic()
         self._rate = 0.0
+        self._shown: list[float | None] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the steps of this rank; accelerate must not share them out once more."""
@@ -116,14 +125,19 @@ class LayerTrainer(Trainer):
     ) -> torch.Tensor:
         """Run forward and backward of all micro-batches; return the step's loss."""
         model.train()
-        self._note_failures(inputs.failures)
-        micro_batches = list(inputs.micro_batches)
         self._rate = self._get_learning_rate()  # DeepSpeed moves on to the next before it is logged
-        most = self._exchange.begin_step(self.state.global_step + 1, inputs)
-        if inputs.blank is not None:
-            micro_batches += [inputs.blank] * (most - len(micro_batches))
+        most, failures = self._exchange.begin_step(self.state.global_step + 1, inputs)
+        self._note_failures(failures)
+        self.counts.update(inputs.counts)
+        micro_batches = list(inputs.micro_batches)
+        if inputs.blank is not None:  # so that every step has a backward pass, on every rank
+            micro_batches += [inputs.blank] * (max(1, most) - len(micro_batches))
         total = torch.zeros((), device=self.args.device)
+        whole = used = 0.0
         for number, micro_batch in enumerate(micro_batches):
+            self._now.samples = len(micro_batch.ids)
+            share = float(micro_batch.weights.sum())
+            whole += share
             self._move(micro_batch)
             last = number + 1 == len(micro_batches)
             self.accelerator.gradient_state._set_sync_gradients(last)
@@ -136,37 +150,47 @@ class LayerTrainer(Trainer):
             scale = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
             self.accelerator.backward(loss, **scale)
             total += loss.detach()
+            used += share
+        self._now.samples = 0
+        # What is shown is the mean over what was used, where something had to be left out.
+        self._shown = None if used == whole else [float(total) * whole / used if used else None]
         return total
 
     def _move(self, micro_batch: MicroBatch) -> None:
         """Put a micro-batch on the device; only the model's inputs may change their type."""
         micro_batch.inputs = self._prepare_input(micro_batch.inputs)
-        for name in ("labels", "weights", "owners", "starts"):
-            value = getattr(micro_batch, name)
-            if value is not None:
-                setattr(micro_batch, name, value.to(self.args.device))
+        for name in ("labels", "weights", "owners"):
+            setattr(micro_batch, name, getattr(micro_batch, name).to(self.args.device))
 
     def _leave_out(self, micro_batch: MicroBatch, loss: torch.Tensor) -> None:
-        """Name the samples of a loss that is not finite; their micro-batch is left out."""
-        step, value = self.state.global_step + 1, float(loss.detach())
-        names = self._exchange.nonfinite(micro_batch)
-        if self.args.world_size > 1:
+        """Name the samples of a loss that is not finite, and those that are left out with them."""
+        guilty = self._exchange.nonfinite(micro_batch)
+        what = f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}"
+        if self.is_deepspeed_enabled:
             raise RuntimeError(
-                f"step {step}: the loss of {', '.join(names)} is {value}; lower"
-                " finetune.learning_rate or finetune.max_grad_norm"
+                f"{', '.join(guilty)}: {what}; lower finetune.learning_rate or"
+                " finetune.max_grad_norm, or leave out what is wrong with the samples"
             )
-        self._note_failures([f"{name}: the loss is {value} at step {step}" for name in names])
+        failures = [Failure(name, f"{name}: {what}") for name in guilty]
+        failures += [
+            Failure(name, f"{name}: left out together with {guilty[0]}: {what}")
+            for name in micro_batch.ids
+            if name not in guilty
+        ]
+        self._note_failures(failures)
 
-    def _note_failures(self, failures: list[str]) -> None:
+    def _note_failures(self, failures: list[Failure]) -> None:
         for failure in failures:
-            print(f"sample left out: {failure}", file=sys.stderr, flush=True)
-        self.failures += failures
+            if failure.id not in self.failures and self.is_world_process_zero():
+                print(f"sample left out: {failure.text}", file=sys.stderr, flush=True)
+            self.failures.setdefault(failure.id, failure.text)
         limit = max(1, self._max_failed_share * len(self.train_dataset))
         if len(self.failures) > limit:
             raise InputError(
                 f"{len(self.failures)} of {len(self.train_dataset)} samples cannot be used, first"
-                f" {self.failures[0]}; mend the samples, lower finetune.learning_rate where a loss"
-                " is not finite, or raise finetune.max_failed_share"
+                f" {next(iter(self.failures.values()))}; mend the samples, lower"
+                " finetune.learning_rate where a loss is not finite, or raise"
+                " finetune.max_failed_share"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -179,6 +203,8 @@ class LayerTrainer(Trainer):
             )
         if "loss" in logs:
             logs = {**logs, "learning_rate": self._rate, **self._exchange.end_step()}
+            if self._shown is not None:
+                (logs["loss"],) = self._shown
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -196,6 +222,10 @@ class LayerTrainer(Trainer):
             remove(partial)
         self._barrier()
         super()._save_checkpoint(model, trial)
+        (folder,) = partial.glob("checkpoint-*")
+        self.seconds, self._begun = self.spent(), time.monotonic()
+        so_far = {"failures": self.failures, "counts": dict(self.counts), "seconds": self.seconds}
+        write_json(folder / f"so_far_{self.args.process_index}.json", so_far)
         self._barrier()
         if self.is_world_process_zero():
             older = list(final.glob("checkpoint-*"))
@@ -222,6 +252,19 @@ class LayerTrainer(Trainer):
                 },
                 folder / TRAINED,
             )
+
+    def spent(self) -> float:
+        """Return the seconds of training so far, of earlier attempts too."""
+        return self.seconds + time.monotonic() - self._begun
+
+    def go_on_from(self, checkpoint: str | None) -> None:
+        """Train to the end, from the state in a checkpoint folder if one is given."""
+        if checkpoint is not None:
+            so_far = read_json(Path(checkpoint) / f"so_far_{self.args.process_index}.json")
+            self.failures, self.counts = so_far["failures"], Counter(so_far["counts"])
+            self.seconds = so_far["seconds"]
+        self._begun = time.monotonic()
+        self.train(resume_from_checkpoint=checkpoint)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None

@@ -2,7 +2,8 @@
 
 import glob
 import json
-import time
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from interlace.data.chat import load_records
+from interlace.data.stamp import samples_digest
 from interlace.decoder.checkpoint import Probe, save_checkpoint, take_probe
 from interlace.decoder.load import load_model, load_processor
-from interlace.io import digest, remove
+from interlace.errors import InputError
+from interlace.io import digest, folder_digest, read_json, remove
 from interlace.origin import hardware
 from interlace.training import distributed
 from interlace.training.batches import StepCollator, TrainingDataset
@@ -22,8 +25,8 @@ from interlace.training.fit import Fit, fit_memory
 from interlace.training.freeze import apply_plan
 from interlace.training.metrics import Checkpoints, Exchange, LogLines, MetricLines, tensorboard
 from interlace.training.order import StepSampler
-from interlace.training.out_of_memory import MicroBatchMemory, one_line_if_out_of_memory
-from interlace.training.setup import make_teacher, set_up
+from interlace.training.out_of_memory import MicroBatchMemory, Now, one_line_if_out_of_memory
+from interlace.training.setup import Setup, make_teacher, set_up
 from interlace.training.trainer import (
     NUM_NAMED,
     LayerTrainer,
@@ -34,28 +37,61 @@ from interlace.training.trainer import (
 from interlace.training.vision_store import StoredSamples, VisionStore
 from interlace.training.vision_tower import why_not, without_pixels
 
+TENSORBOARD = "tensorboard"  # folder of its files, in the work folder and in the checkpoint
+
 
 def tune_layers(job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any]) -> None:
     """Write the checkpoint that `job` asks for; `info` is what its interlace.json begins with.
 
     Raises InputError where samples or levers cannot be used, or memory does not suffice.
     """
-    settings, out = job["settings"], Path(job["out"])
+    out = Path(job["out"])
     world_size, rank = distributed.world()
-    records = load_records(job["samples"])
-    # Named after all that the weights depend on: only the same run may go on from a checkpoint.
-    same = [settings, job["seed"], plan, info["provenance"]["model_revision"], records.ids]
-    work = out.with_name(f".{out.name}.trainer-{digest([*same, world_size])}")
+    work = out.with_name(f".{out.name}.trainer-{_run_digest(job, plan, info, world_size)}")
     smaller = MicroBatchMemory(work)
     fit = fit_memory(job, plan, _trains_head(plan), world_size, smaller)
+    title, now = f"tune {job['variant']}", Now()
     if rank == 0:
         for line in fit.lines():
-            print(f"tune {job['variant']}: {line}", flush=True)
+            print(f"{title}: {line}", flush=True)
     try:
-        _tune(job, plan, info, fit, work, smaller)
+        with one_line_if_out_of_memory(
+            title, now, fit.estimate, smaller, fit.recipe, fit.configured
+        ):
+            # A checkpoint that DeepSpeed wrote is none for a run without it.
+            _tune(job, plan, info, fit, work / fit.recipe.sharding, now)
     finally:
         unset_hf_deepspeed_config()  # else every later load in this process would be partitioned
         distributed.leave()
+    if rank == 0:
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.trainer-*"):
+            remove(leftover)
+
+
+# What changes how a run is computed, told or bounded, but not the weights it ends in.
+_NOT_OF_THE_WEIGHTS = frozenset(
+    {
+        *("recipe", "levers", "pack_tokens", "workers", "processes", "nodes"),
+        *("checkpoint_minutes", "max_failed_share", "deepspeed", "deepspeed_offload"),
+    }
+)
+
+
+def _run_digest(
+    job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any], world_size: int
+) -> str:
+    """Return a digest of all that the weights depend on: only the same run may be gone on with.
+
+    Levers are no part of it, nor what bounds failures or memory: who follows the advice of an error
+    goes on where the run stopped.
+    """
+    settings = {k: v for k, v in job["settings"].items() if k not in _NOT_OF_THE_WEIGHTS}
+    files = ("deepspeed", "deepspeed_offload")
+    engine = [read_json(job["settings"][key]) for key in files if job["settings"].get(key)]
+    base = [folder_digest(job["base"], pattern) for pattern in ("*.json", "*.jinja", "*.txt")]
+    samples = samples_digest(job["samples"], load_records(job["samples"]).ids)
+    weights = info["provenance"]["model_revision"]
+    return digest([settings, engine, job["seed"], plan, weights, base, samples, world_size])
 
 
 def _tune(
@@ -64,84 +100,25 @@ def _tune(
     info: dict[str, Any],
     fit: Fit,
     work: Path,
-    smaller: MicroBatchMemory,
+    now: Now,
 ) -> None:
-    settings, seed = job["settings"], job["seed"]
-    trains_head = _trains_head(plan)
+    trainer, setup, names = _make_trainer(job, plan, fit, work, now)
+    trainer.go_on_from(last_checkpoint(work))
     world_size, rank = distributed.world()
-    # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
-    model = load_model(job["base"], dtype=settings["precision"])
-    processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
-    records, add_features = load_records(job["samples"]), None
-    recipe = fit.recipe
-    if recipe.vision == "cached" and (why := why_not(model.config)):
-        recipe = replace(recipe, vision="live")
-        print(f"tune {job['variant']}: {why}", flush=True)
-    if recipe.vision == "cached":
-        store = VisionStore.open(
-            job["vision"], job["base"], processor, settings["precision"], job["samples"]
-        )
-        records, add_features = StoredSamples(job["samples"], store), store.add_features
-        processor = without_pixels(processor)
-    dataset = TrainingDataset(records)
-    teacher = make_teacher(model, plan, settings, trains_head)
-    names = apply_plan(model, plan["drop"], plan["tune"], head=trains_head)
-    exchange = Exchange(settings.get("checkpoint_minutes", 30), world_size)
-    setup = set_up(model, recipe, fit.rows, fit.budget, exchange, settings, teacher)
-    if fit.deepspeed is not None:
-        distributed.prepare()
-        distributed.gather_by_layer(model)
-    elif settings["precision"] != "float32":
-        _widen_trained(model)  # AdamW's small steps would be lost in 16 bits
-    sampler = StepSampler(
-        len(dataset), settings["micro_batch"], settings["accumulation"], settings["epochs"], seed,
-        rank, world_size,
-    )  # fmt: skip
-    exchange.steps_per_epoch = sampler.steps_per_epoch
-    arguments = training_arguments(settings, work, seed, len(sampler), fit.deepspeed)
-    assert arguments.world_size == world_size
-    set_seed(seed)
-    collator = StepCollator(
-        processor, settings.get("max_length"), setup.layout, world_size, add_features
-    )  # fmt: skip
-    title, where = f"tune {job['variant']}", ["its start"]
-    trainer = LayerTrainer(
-        model, arguments, dataset, collator, sampler, setup.objective, exchange,
-        settings.get("max_failed_share", 0.05),
-        callbacks=[
-            LogLines(title, where), MetricLines(work / "training.jsonl"), Checkpoints(exchange),
-            *tensorboard(work / "tensorboard"),
-        ],
-    )  # fmt: skip
-    num_trained = sum(_numel(weight) for weight in model.parameters() if weight.requires_grad)
-    num_all = sum(_numel(weight) for weight in model.parameters())
-    if rank == 0:
-        print(
-            f"{title}: {num_trained:,} of {num_all:,} parameters in {len(plan['tune'])} layers"
-            f"{' and the head' if any(n.endswith('lm_head.weight') for n in names) else ''}"
-            f" ({len(names)} tensors: {names[0]} ... {names[-1]}), {len(dataset)} samples,"
-            f" {world_size} processes; numbers of each step in {work / 'training.jsonl'}",
-            flush=True,
-        )
-    start = time.monotonic()
-    with one_line_if_out_of_memory(
-        lambda: f"{title}, {where[-1]}", fit.estimate, smaller, fit.recipe,
-        fit.configured, fit.smallest,
-    ):  # fmt: skip
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    seconds = time.monotonic() - start
-
-    counts = {**collator.collator.counts, "failed": len(trainer.failures)}
+    counts = dict(trainer.counts)
     if world_size > 1:
         counts = _sum_over_ranks(counts)
+    if not counts.get("samples"):
+        raise InputError(f"{job['samples']}: no sample could be used; see what was left out above")
+    now.step = "saving the checkpoint"
     setup.restore()
-    state_dict, probe = _weights(trainer, model, settings["precision"], job["base"])
+    state_dict, probe = _weights(trainer, job["settings"]["precision"], job["base"])
     unset_hf_deepspeed_config()  # else the reload below would be partitioned
     if rank == 0:
-        info["provenance"]["num_samples"] = len(dataset) - len(set(trainer.failures))
-        steps = logged_steps(trainer)
+        out, steps = Path(job["out"]), logged_steps(trainer)
+        info["provenance"]["num_samples"] = len(trainer.train_dataset) - len(trainer.failures)
         info["training"] = {
-            **settings,
+            **job["settings"],
             "recipe": {"name": fit.recipe.name, **setup.recipe.levers(), "notes": setup.notes},
             "memory": fit.record(),
             "world_size": world_size,
@@ -149,15 +126,13 @@ def _tune(
             "steps": trainer.state.global_step,
             "loss_first": steps[0]["loss"],
             "loss_last": steps[-1]["loss"],
-            "seconds": round(seconds, 1),
+            "seconds": round(trainer.spent(), 1),
             "num_trained_tensors": len(names),
-            "num_trained_parameters": num_trained,
-            "num_parameters": num_all,
+            **_sizes(trainer.model),
             "trained_parameters": names,
-            "counts": counts,
-            "failures": trainer.failures[:NUM_NAMED],
+            "counts": {**counts, "failed": len(trainer.failures)},
+            "failures": list(trainer.failures.values())[:NUM_NAMED],
         }
-        out = Path(job["out"])
         save_checkpoint(
             trainer.model,
             load_processor(job["base"]),  # a checkpoint keeps the base's image sizes
@@ -167,24 +142,111 @@ def _tune(
             files={"training.jsonl": "".join(json.dumps(step) + "\n" for step in steps)},
             probe=probe,
         )
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.trainer-*"):
-            remove(leftover)
+        shutil.copytree(work / TENSORBOARD, out / TENSORBOARD, dirs_exist_ok=True)
     if world_size > 1:
         torch.distributed.barrier()
+
+
+def _make_trainer(
+    job: dict[str, Any], plan: dict[str, Any], fit: Fit, work: Path, now: Now
+) -> tuple[LayerTrainer, Setup, list[str]]:
+    """Return the trainer, its setup and the names of the weights that it trains."""
+    settings, seed, title = job["settings"], job["seed"], f"tune {job['variant']}"
+    world_size, rank = distributed.world()
+    # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
+    model = load_model(job["base"], dtype=settings["precision"])
+    processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
+    records, add_features = load_records(job["samples"]), None
+    recipe = fit.recipe
+    if recipe.vision == "cached" and (why := why_not(model.config)):
+        recipe = replace(recipe, vision="live")
+        print(f"{title}: {why}", flush=True)
+    if recipe.vision == "cached":
+        store = VisionStore.open(
+            job["vision"], job["base"], processor, settings["precision"], job["samples"]
+        )
+        records, add_features = StoredSamples(job["samples"], store), store.add_features
+        processor = without_pixels(processor)
+    trains_head = _trains_head(plan)
+    teacher = make_teacher(model, plan, settings, trains_head)
+    names = apply_plan(model, plan["drop"], plan["tune"], head=trains_head)
+    minutes = settings.get("checkpoint_minutes", 30)
+    exchange = Exchange(minutes, world_size)
+    setup = set_up(model, recipe, fit.rows, fit.budget, exchange, settings, teacher)
+    if fit.deepspeed is not None:
+        distributed.prepare()
+        distributed.gather_by_layer(model)
+    elif settings["precision"] != "float32":
+        _cast(model, torch.float32, trained_only=True)  # 16 bits would lose AdamW's small steps
+    sampler = StepSampler(
+        len(records), settings["micro_batch"], settings["accumulation"], settings["epochs"], seed,
+        rank, world_size,
+    )  # fmt: skip
+    exchange.steps_per_epoch = sampler.steps_per_epoch
+    arguments = training_arguments(settings, work, seed, len(sampler), fit.deepspeed)
+    assert arguments.world_size == world_size
+    set_seed(seed)
+    collator = StepCollator(
+        processor, settings.get("max_length"), setup.layout, world_size,
+        sharded=fit.deepspeed is not None, add_features=add_features,
+    )  # fmt: skip
+    sizes = _sizes(model)
+    if rank == 0:
+        print(
+            f"{title}: {sizes['num_trained_parameters']:,} of {sizes['num_parameters']:,} parameters"
+            f" in {len(names)} tensors: {_grouped(names)}; {len(records)} samples, {world_size}"
+            f" processes; numbers of each step in {work / 'training.jsonl'}",
+            flush=True,
+        )
+    trainer = LayerTrainer(
+        model, arguments, TrainingDataset(records), collator, sampler, setup.objective, exchange,
+        settings.get("max_failed_share", 0.05), now,
+        callbacks=[
+            LogLines(title, now), MetricLines(work / "training.jsonl"),
+            Checkpoints(exchange, wanted=minutes is not None), *tensorboard(work / TENSORBOARD),
+        ],
+    )  # fmt: skip
+    return trainer, setup, names
+
+
+def _grouped(names: list[str]) -> str:
+    """Return names of tensors in one line: the layers by number, then what is in each of them."""
+    parts: dict[str, dict[str, list[int]]] = {}
+    for name in names:
+        prefix, number, rest = re.fullmatch(r"(.*?)(?:\.(\d+)\.(.*))?", name).groups()
+        parts.setdefault(prefix, {}).setdefault(rest or "", []).append(int(number or 0))
+    lines = []
+    for prefix, rests in parts.items():
+        if list(rests) == [""]:
+            lines.append(prefix)
+            continue
+        numbers = sorted(set().union(*rests.values()))
+        lines.append(f"{prefix}.{{{', '.join(map(str, numbers))}}}.{{{', '.join(sorted(rests))}}}")
+    return "; ".join(lines)
+
+
+def _sizes(model: PreTrainedModel) -> dict[str, int]:
+    weights = list(model.parameters())
+    trained = [weight for weight in weights if weight.requires_grad]
+    return {
+        "num_trained_parameters": sum(map(_numel, trained)),
+        "num_parameters": sum(map(_numel, weights)),
+    }
 
 
 def _trains_head(plan: dict[str, Any]) -> bool:
     return plan.get("reading") == "released"
 
 
-def _widen_trained(model: PreTrainedModel) -> None:
+def _cast(model: PreTrainedModel, dtype: torch.dtype, trained_only: bool = False) -> None:
+    """Change the type of weights; buffers (frequencies of rotary positions) keep theirs."""
     for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
+        if weight.requires_grad or not trained_only:
+            weight.data = weight.data.to(dtype)
 
 
 def _weights(
-    trainer: LayerTrainer, model: PreTrainedModel, precision: str, base: str
+    trainer: LayerTrainer, precision: str, base: str
 ) -> tuple[dict[str, torch.Tensor], Probe]:
     """Return all weights in `precision` and the logits that they give; every rank takes part."""
     stock = load_processor(base)
@@ -192,8 +254,8 @@ def _weights(
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         return state_dict, take_probe(trainer.model_wrapped, stock)
     # Without the autocast that accelerate wraps around the forward: a checkpoint has none either.
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    model.to(getattr(torch, precision))
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    _cast(model, getattr(torch, precision))
     return model.state_dict(), take_probe(model, stock)
 
 

@@ -30,6 +30,7 @@ from interlace.progress import track
 from interlace.provenance import stamp, versions
 from interlace.training.vision_store import (
     RECORD,
+    features_digest,
     made_of,
     read_chunk,
     tower_digest,
@@ -191,8 +192,12 @@ class _Writer:
                         continue
                     tokens = _num_tokens(tower, grids)
                     rows.append([self._records.ids[index], tokens, grids.tolist()])
+            whole, start = torch.cat(features), 0
+            for row in rows:
+                row.append(features_digest(whole[start : start + row[1]]))
+                start += row[1]
             about = {"run": self._run, "samples": rows, "left_out": left_out}
-            self._save(self._work / names[chunk], torch.cat(features), about)
+            self._save(self._work / names[chunk], whole, about)
         next(samples, None)  # says how long it took
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from interlace.data.chat import Record, SampleDataset, load_records
+from interlace.data.stamp import samples_digest
 from interlace.errors import InputError
 from interlace.io import atomic_path, digest, read_json
 from interlace.provenance import versions
@@ -45,13 +46,8 @@ def made_of(
 ) -> dict[str, Any]:
     """Return what the features of the samples `ids` depend on, without reading weights or images.
 
-    `samples` is the folder of the samples; of its files, sizes and footers are taken, which hold
-    the size and the extremes of every column of every row group.
+    `samples` is the folder of the samples; see `samples_digest`.
     """
-    files = [
-        [path.relative_to(samples).as_posix(), path.stat().st_size, _footer(path)]
-        for path in sorted(Path(samples).glob("*/*.parquet"))
-    ]
     config = read_json(Path(base) / "config.json")
     images = {**processor.image_processor.to_dict()}
     return {
@@ -59,17 +55,9 @@ def made_of(
         "tower": digest([config.get("model_type"), config.get("vision_config")]),
         "images": json.loads(json.dumps(images, sort_keys=True, default=str)),
         "dtype": dtype,
-        "samples": digest([ids, files]),
+        "samples": samples_digest(samples, ids),
         "transformers": versions()["transformers"],
     }
-
-
-def _footer(path: Path) -> str:
-    with path.open("rb") as file:
-        file.seek(-8, 2)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, 2)
-        return hashlib.sha256(file.read()).hexdigest()[:16]
 
 
 def tower_digest(base: str | Path) -> str:
@@ -93,6 +81,12 @@ def tower_digest(base: str | Path) -> str:
     return found.hexdigest()[:16]
 
 
+def features_digest(features: torch.Tensor) -> str:
+    """Return the SHA-256 (hex, 16 characters) of the bytes of a sample's features."""
+    data = features.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
 def read_chunk(path: Path) -> dict[str, Any] | None:
     """Return what a chunk says of its samples (`run`, `samples`, `left_out`); None if it is torn."""
     try:
@@ -107,10 +101,9 @@ def write_index(folder: Path, chunks: list[tuple[str, dict[str, Any]]]) -> None:
     rows = []
     for number, (_, chunk) in enumerate(chunks):
         start = 0
-        for name, tokens, grids in chunk["samples"]:
-            rows.append(
-                {"id": name, "chunk": number, "start": start, "tokens": tokens, "grids": grids}
-            )
+        for name, tokens, grids, mark in chunk["samples"]:
+            row = {"id": name, "chunk": number, "start": start, "tokens": tokens, "grids": grids}
+            rows.append({**row, "digest": mark})
             start += tokens
     schema = pa.schema(
         [
@@ -119,6 +112,7 @@ def write_index(folder: Path, chunks: list[tuple[str, dict[str, Any]]]) -> None:
             ("start", pa.int64()),
             ("tokens", pa.int32()),
             ("grids", pa.list_(pa.list_(pa.int32(), 3))),
+            ("digest", pa.string()),
         ]
     )
     with atomic_path(folder / INDEX) as partial:
@@ -157,6 +151,7 @@ class VisionStore:
         self._chunk, self._start, self._tokens = (
             table[name].to_numpy() for name in ("chunk", "start", "tokens")
         )
+        self._digests = table["digest"].to_pylist()
         grids = table["grids"].combine_chunks()
         self._images = grids.offsets.to_numpy()
         self._grids = grids.flatten().flatten().to_numpy().reshape(-1, 3)
@@ -200,12 +195,21 @@ class VisionStore:
         return self._grids[self._images[row] : self._images[row + 1]]
 
     def features(self, name: str) -> torch.Tensor:
-        """Return the sample's features (n, F, D), mapped from its file: not to be written to."""
+        """Return the sample's features (n, F, D), mapped from its file: not to be written to.
+
+        Raises `InputError` where they are not the bytes that were written.
+        """
         row = self._known(name)
         if not self._tokens[row]:
             return torch.empty(0)
         chunk, start = int(self._chunk[row]), int(self._start[row])
-        return self._file(chunk).get_slice("features")[start : start + int(self._tokens[row])]
+        features = self._file(chunk).get_slice("features")[start : start + int(self._tokens[row])]
+        if features_digest(features) != self._digests[row]:
+            raise InputError(
+                f"{self._folder / self.record['chunks'][chunk][0]}: the features of sample {name} are"
+                f" not those that were written; {_remake(self._folder)}"
+            )
+        return features
 
     def add_features(self, name: str, sample: dict[str, Any]) -> dict[str, Any]:
         """Return an encoded sample with its features as `pixel_values`, whatever was there.
