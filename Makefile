@@ -21,7 +21,8 @@ demo: $(READY)
 	echo "Report:  results/$(RUN)/report.html"
 
 test: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@# A file of tests goes to one process; the long ones come first (tests/conftest.py).
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -7,3 +7,8 @@ only, and two threads each would crowd two cores.
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the workflow's runs: they take minutes, and should not be what is left at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/workflow/test_smoke"))

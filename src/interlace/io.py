@@ -2,34 +2,100 @@
 
 import ast
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import math
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)  # of disks without locks
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` only if the block succeeds.
 
-    A file or, with `directory=True`, a folder. Whatever was at `path` before is replaced. A killed
-    process leaves at most a `.partial` neighbour, which the next attempt removes.
+    A file or, with `directory=True`, a folder, which is `claimed` meanwhile. Whatever was at `path`
+    before is replaced. A killed process leaves at most a `.partial` neighbour, which the next
+    attempt removes, and for a folder a `.lock` without a holder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    remove(partial)
-    if directory:
-        partial.mkdir()
-    yield partial
-    if directory:
-        remove(path)
-    partial.replace(path)
+    with claimed(path) if directory else contextlib.nullcontext():
+        remove(partial)
+        if directory:
+            partial.mkdir()
+        yield partial
+        if directory:
+            remove(path)
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def claimed(path: str | Path) -> Iterator[None]:
+    """Hold `path` within the block, so that no other process writes it; the kernel ends the claim.
+
+    A lock on `.<name>.lock` beside it, which names its holder and goes with the process however
+    that ends. On a disk without locks nothing is held, and a line says so.
+
+    Raises `InputError` where another claim holds it.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with lock.open("a+", encoding="utf-8") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read().strip() or "another process"
+                raise InputError(
+                    f"{path}: {holder} is at work on it and holds {lock}; wait until it has ended, "
+                    "or end it, and run again"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                print(f"{lock}: its disk has no locks ({error}); let no two processes write {path}")
+            if not _is_at(lock, handle.fileno()):
+                continue  # who held it removed it in between; the lock is on nothing
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def disk_full_told(what: str, way_out: str) -> Iterator[None]:
+    """Turn a full disk, or a quota that is used up, within the block into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        line = str(error).splitlines()[0]
+        raise InputError(f"{what}: the disk is full ({line}); {way_out}") from error
 
 
 def remove(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +161,61 @@ def test_16_bits_are_scaled_not_clipped(format):
 def test_32_bits_are_scaled_to_what_they_hold(values, expected):
     data = encoded(Image.fromarray(values), "TIFF")
     assert [pixel(data, (x, 0))[0] for x in range(3)] == expected
+
+
+WIDE = [
+    (np.uint16, 65_535), (np.int32, 200), (np.int32, 50_000), (np.int32, 2_000_000_000),
+    (np.float32, 1), (np.float32, 250), (np.float32, 60_000), (np.float32, 1e30),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "tile"), [((7, 90), 37), ((90, 7), 37), ((64, 64), 4096)])
+def test_large_images_are_converted_tile_by_tile_as_if_at_once(monkeypatch, size, tile):
+    monkeypatch.setattr("interlace.data.images._TILE", tile)
+    width, height = size
+    noise = np.random.default_rng(0)
+    for dtype, high in WIDE:
+        values = (noise.random((height, width)) * high).astype(dtype)
+        values[-1, -1] = high  # what all others are scaled by is in the last tile
+        if dtype is np.uint16:
+            expected = values >> 8
+        else:
+            full = next((n for n in (1, 255, 65_535) if n >= high), float(values.max()))
+            expected = (values.astype(np.float64) * (255 / full)).round()
+        decoded = np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF")))
+        assert (decoded == expected.astype(np.uint8)[..., None]).all()
+    colours = Image.fromarray(noise.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
+    on_white = Image.new("RGBA", size, "white")
+    on_white.alpha_composite(colours)
+    decoded = decode_image(encoded(colours))
+    assert (np.asarray(decoded) == np.asarray(on_white)[..., :3]).all()
+
+
+PEAK = """
+import sys
+from interlace.data.images import decode_image
+def peak():
+    lines = open("/proc/self/status").read()
+    return 1024 * int(lines.split("VmHWM:")[1].split()[0])
+data = sys.stdin.buffer.read()
+before = peak()
+decode_image(data)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"), [("F", "TIFF"), ("I", "TIFF"), ("CMYK", "TIFF"), ("RGBA", "PNG")]
+)
+def test_a_bomb_within_the_limit_takes_eight_bytes_a_pixel(mode, format):
+    side = 4500
+    options = {"compression": "tiff_adobe_deflate"} if format == "TIFF" else {"compress_level": 1}
+    data = encoded(Image.new(mode, (side, side)), format, **options)
+    assert len(data) < 1_000_000
+    child = subprocess.run(
+        [sys.executable, "-c", PEAK], input=data, stdout=subprocess.PIPE, check=True
+    )
+    assert int(child.stdout) < 8 * side**2 + 40_000_000
 
 
 def test_the_first_frame_of_an_animation_is_read():

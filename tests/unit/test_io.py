@@ -1,9 +1,32 @@
 """Files are whole or absent; digests tell content, not layout."""
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from interlace.errors import InputError
-from interlace.io import atomic_path, code_digest, digest, folder_digest, read_json, write_json
+from interlace.io import (
+    atomic_path,
+    claimed,
+    code_digest,
+    digest,
+    disk_full_told,
+    folder_digest,
+    read_json,
+    write_json,
+)
+
+HOLD = """
+import sys, time
+from interlace.io import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -51,3 +74,61 @@ def test_digests(tmp_path):
     assert folder_digest(tmp_path) != all_before
     (tmp_path / "x.py").write_text("a = 2\n")
     assert code_digest(tmp_path) != before
+
+
+def test_a_claim_is_named_and_ends_with_its_process_however_that_ends(tmp_path):
+    target, lock = tmp_path / "spool", tmp_path / ".spool.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(target)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        for refused in (claimed(target), atomic_path(target, directory=True)):
+            with pytest.raises(InputError) as caught, refused:
+                raise AssertionError("two hold it")
+            line = str(caught.value)
+            assert "\n" not in line
+            for part in (str(target), f"process {other.pid} on", str(lock), "run again"):
+                assert part in line
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    assert lock.exists()
+    with claimed(target):
+        assert str(os.getpid()) in lock.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_whose_lock_was_removed_meanwhile_is_none(tmp_path, monkeypatch):
+    target, lock = tmp_path / "spool", tmp_path / ".spool.lock"
+    flock, tries = __import__("fcntl").flock, []
+
+    def late(handle, how):
+        tries.append(how)
+        if len(tries) == 1:
+            lock.unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr("interlace.io.fcntl.flock", late)
+    with claimed(target), pytest.raises(InputError, match="is at work on it"), claimed(target):
+        raise AssertionError("two hold it")
+    assert len(tries) == 3
+
+
+def test_a_disk_without_locks_is_told_and_written(tmp_path, monkeypatch, capsys):
+    def none(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("interlace.io.fcntl.flock", none)
+    with atomic_path(tmp_path / "a", directory=True) as partial:
+        (partial / "x").write_text("x")
+    assert (tmp_path / "a" / "x").exists()
+    assert "no locks" in capsys.readouterr().out
+
+
+def test_only_a_full_disk_is_told_as_one():
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        told = pytest.raises(InputError, match=r"^out: the disk is full \(.*\); free some$")
+        with told, disk_full_told("out", "free some"):
+            raise OSError(code, os.strerror(code))
+    with pytest.raises(OSError, match="Input/output") as caught, disk_full_told("out", "free some"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert not isinstance(caught.value, InputError)

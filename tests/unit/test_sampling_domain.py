@@ -189,3 +189,31 @@ def test_questions_of_more_answers_or_choices_than_a_question_has_are_left_out()
     assert reason("textvqa", answers=["a"] * 1001) == "unusable_text"
     assert reason("scienceqa", choices=["a"] * 27) == "unusable_text"
     assert len(texts(examine(row("textvqa", answers=["a"] * 1000), settings("textvqa")))) == 1
+
+
+@pytest.mark.parametrize("format", ["chartqa", "textvqa"])
+def test_a_question_about_an_image_that_is_not_there_is_left_out(format):
+    assert reason(format, image=None) == "missing_image"
+    assert reason(format, image={"bytes": None, "path": "a.png"}) == "missing_image"
+    assert examine(row("scienceqa", image=None), settings("scienceqa")).entry["num_images"] == 0
+
+
+def test_blanks_around_an_answer_make_no_other_of_it():
+    answers = ["coke ", "coke", "\tcoke\n", "Coke", "diet coke", " "]
+    verdict = examine(row("textvqa", answers=answers), settings("textvqa"))
+    assert [t["assistant"] for t in texts(verdict)] == ["coke", "Coke", "diet coke"]
+    assert verdict.suffixes == ["/a0", "/a1", "/a2"]
+    assert verdict.entry["num_chars"] == len("What brand is it?coke")
+    label = examine(row("chartqa", label=["14 ", "14"]), settings("chartqa"))
+    assert [t["assistant"] for t in texts(label)] == ["14"]
+
+
+def test_an_image_with_fields_that_python_cannot_hold_is_read():
+    far = pa.array([2**62]).cast(pa.timestamp("us"))
+    data = picture()
+    column = pa.StructArray.from_arrays(
+        [pa.array([data["bytes"]]), pa.array([data["path"]]), far], ["bytes", "path", "taken"]
+    )
+    values = row("chartqa").set_column(0, "image", column)
+    (kept,) = examine(values, settings("chartqa")).rows
+    assert kept["images"].to_pylist() == [[data]]

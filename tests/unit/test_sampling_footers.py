@@ -75,7 +75,7 @@ def test_what_is_known_is_not_asked_for_again(tmp_path):
         assert first[name].schema == second[name].schema
 
 
-def test_a_killed_reading_goes_on_with_the_subset_it_was_in(tmp_path):
+def test_a_reading_that_ended_goes_on_with_the_shard_it_was_at(tmp_path):
     root = make_tiny_finevision(tmp_path / "in")
     address = serve(root)
     names = sorted(p.name for p in root.iterdir())
@@ -94,7 +94,7 @@ def test_a_killed_reading_goes_on_with_the_subset_it_was_in(tmp_path):
     found, _ = read(address, tmp_path / "cache")
     assert set(found) == set(names)
     again = {path.split("/")[-2] for path, *_ in FlakyFileSystem.log}
-    assert again == set(names[1:])
+    assert again == set(names[2:])
 
 
 def test_a_shard_of_another_size_is_read_again(tmp_path):
@@ -237,25 +237,61 @@ def test_a_refusal_is_never_kept(tmp_path, place):
     assert found["s"].num_rows == 12
 
 
-def test_what_is_read_of_a_large_subset_is_saved_every_few_shards(tmp_path, monkeypatch):
+def test_a_footer_is_known_from_when_it_came_whatever_became_of_the_process(tmp_path):
     for i in range(10):
         shard(tmp_path / "in", f"{i}", {"images": IMAGES, "texts": TEXTS})
-    monkeypatch.setattr(footers, "SAVE_EVERY", 4)
-    save, known = footers._save, []
+    address, cache, killed = serve(tmp_path / "in"), tmp_path / "cache", tmp_path / "killed"
+    one = SETTINGS | {"workers": 1}
 
-    def noted(cache, name, found):
-        save(cache, name, found)
-        known.append(len(found))
-        shutil.copytree(cache, tmp_path / f"killed{len(known)}")
+    def kill(path, start, data):
+        if path.endswith("7.parquet"):
+            shutil.copytree(cache, killed)  # as a process that is killed now leaves it
+        return data
 
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setattr(footers, "_save", noted)
-    whole, _ = read(tmp_path / "in", tmp_path / "cache", SETTINGS | {"workers": 1})
-    assert known == [4, 8, 10]
-    monkeypatch.setattr(footers, "_save", save)
-    found, reader = read(tmp_path / "in", tmp_path / "killed2")
+    FlakyFileSystem.fault = kill
+    whole, _ = read(address, cache, one)
+    FlakyFileSystem.fault = None
+    assert [path.name for path in cache.iterdir()] == ["s.parquet"]
+    journal = killed / ".journal"
+    kept = journal.read_bytes()
+    for torn, asked in ((b"", 3), (b'{"shard":["s","7.parq', 3), (b"\n7\n[]\n\xff\n", 3)):
+        journal.write_bytes(kept + torn)
+        shutil.copytree(killed, tmp_path / "next", dirs_exist_ok=True)
+        found, reader = read(address, tmp_path / "next", one)
+        assert reader.requests == asked
+        assert found["s"].table.equals(whole["s"].table)
+        assert found["s"].schemas == whole["s"].schemas
+        assert read(address, tmp_path / "next")[1].requests == 0
+        shutil.rmtree(tmp_path / "next")
+    journal.write_bytes(kept[: len(kept) // 2])
+    shutil.copytree(killed, tmp_path / "half")
+    assert 3 < read(address, tmp_path / "half", one)[1].requests < 10
+
+
+def test_what_is_noted_of_a_shard_of_another_size_is_not_used(tmp_path):
+    for name in "ab":
+        shard(tmp_path / "in", name, {"images": IMAGES, "texts": TEXTS})
+    address = serve(tmp_path / "in")
+
+    def end(path, start, data):
+        if path.endswith("b.parquet"):
+            raise KeyboardInterrupt
+        return data
+
+    FlakyFileSystem.fault = end
+    with pytest.raises(KeyboardInterrupt):
+        read(address, tmp_path / "cache", SETTINGS | {"workers": 1})
+    shard(tmp_path / "in", "a", {"images": IMAGES, "texts": TEXTS, "new": pa.int8()}, rows=9)
+    found, reader = read(serve(tmp_path / "in"), tmp_path / "cache")
     assert reader.requests == 2
-    assert found["s"].table.equals(whole["s"].table)
+    assert found["s"].num_rows == 13
+
+
+def test_what_changed_is_forgotten_with_what_is_noted(tmp_path):
+    for name in ("s.parquet", ".journal"):
+        (tmp_path / name).write_text("x")
+    footers.forget(tmp_path, "s")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_footer_planned_with_is_known_again(tmp_path):

@@ -164,6 +164,39 @@ def test_killed_five_times_it_fetches_nothing_twice(root, digests, tmp_path):
     assert not work.exists()
 
 
+def test_killed_while_planning_it_asks_for_no_footer_twice(tmp_path):
+    # Thirty footers of a request each, since of two the first may be answered and lost.
+    folder = write_scaled(tmp_path, {f"s{i}": 30 for i in range(10)}, shard_rows=10, group_rows=10)
+    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS, seed=7)
+    with Hub(tmp_path) as hub:
+        known = set()
+        for count in (12, 12, 12):  # the listing among them
+            hub.hold(count)
+            process = start(hub, tmp_path)
+            while not hub.holding() and process.poll() is None:
+                time.sleep(0.002)
+            known = set(served(hub))
+            deadline = time.monotonic() + 20  # the parser's process starts with the first footer
+            while noted(tmp_path) < len(known) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            hub.hold(None)
+            assert noted(tmp_path) == len(known)
+        assert 10 < len(known) < 30
+        status, printed = draw(hub, tmp_path)
+        assert status == 0, printed
+        assert max(Counter(served(hub)).values()) == 1
+    local, far = tmp_path / "local" / "samples", tmp_path / "samples"
+    assert folder_digest(far, "*.parquet") == folder_digest(local, "*.parquet")
+
+
+def noted(folder):
+    """Return how many footers a planning that was killed knows of."""
+    journals = (folder / "home").rglob(".journal")
+    return sum(len(path.read_bytes().split()) for path in journals)
+
+
 def test_the_plan_foretells_the_bytes_and_the_commit_is_recorded_and_kept_to(root, tmp_path):
     with Hub(root) as hub:
         status, printed = draw(hub, tmp_path, {"unit": "row_group"}, f"{ADDRESS}@main")
@@ -219,6 +252,36 @@ def test_a_server_that_never_answers_well_is_given_up_on_with_the_place(root, tm
     assert not (tmp_path / "samples").exists()
 
 
+def test_a_server_that_ignores_ranges_is_left_at_once(tmp_path):
+    write_scaled(tmp_path, {"chartqa": 600}, shard_rows=10_000, pixels=(90, 100))
+    size = max(path.stat().st_size for path in tmp_path.rglob("*.parquet"))
+    with Hub(tmp_path, fault_share=1.0, faults=["whole"], fault_from=1000) as hub:
+        status, printed = draw(hub, tmp_path / "run")
+        assert status == 1
+        line = complaint(printed)
+        for part in ("chartqa/train-0000", "HTTP 200", str(size), "range requests", "local copy"):
+            assert part in line
+        assert len([request for request in hub.requests() if request.range]) == 1
+        assert hub.sent() < size / 2
+
+
+def test_two_that_draw_to_one_place_do_not_meet(root, digests, tmp_path):
+    with Hub(root) as hub:
+        hub.hold(60)
+        first = start(hub, tmp_path)
+        while not hub.holding() and first.poll() is None:
+            time.sleep(0.002)
+        status, printed = draw(hub, tmp_path)
+        assert status == 1
+        assert f"process {first.pid} on" in complaint(printed)
+        hub.hold(None)
+        printed = "".join(first.communicate())
+        assert first.returncode == 0, printed
+        assert max(Counter(served(hub)).values()) == 1
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_the_token_opens_the_door_goes_to_the_endpoint_alone_and_is_never_written(root, tmp_path):
     right, wrong = "hf_rightRightRight", "hf_wrongWrongWrong"
     few = {"subsets": ["chartqa"]}
@@ -266,8 +329,8 @@ def test_offline_it_reads_the_local_snapshot_or_says_that_there_is_none(root, di
     assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
 
 
-@pytest.mark.parametrize("fault", ["flipped", "whole"])
-def test_bytes_that_are_not_those_asked_for_are_seen_and_asked_for_again(tmp_path, fault):
+def test_bytes_that_are_not_those_asked_for_are_seen_and_asked_for_again(tmp_path):
+    fault = "flipped"
     folder = write_scaled(tmp_path, {"chartqa": 300}, group_rows=30, write_page_checksum=True)
     draw_samples(folder, tmp_path / "local" / "samples", SETTINGS, seed=7)
     with Hub(tmp_path, fault_share=1.0, faults=[fault], fault_from=30_000, fault_once=True) as hub:

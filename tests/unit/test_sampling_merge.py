@@ -14,6 +14,7 @@ from interlace.data.chat import load_records
 from interlace.errors import InputError
 from interlace.io import folder_digest
 from interlace.sampling import run
+from interlace.sampling.conversations import import_conversations
 from interlace.sampling.merge import calibration_quota, calibration_split
 from interlace.sampling.run import draw_samples
 from tests.tiny import make_tiny_finevision
@@ -197,3 +198,14 @@ def test_a_killed_run_goes_on_and_a_changed_one_begins_anew(tmp_path, monkeypatc
     draw_samples(tmp_path / "in", tmp_path / "again", settings, seed=1)
     draw_samples(tmp_path / "in", tmp_path / "seed1", settings, seed=1)
     assert folder_digest(tmp_path / "again") == folder_digest(tmp_path / "seed1")
+
+
+@pytest.mark.parametrize("name", ["samples.json", "manifest.parquet", "import.json"])
+def test_no_subset_is_named_as_a_file_beside_the_subsets(tmp_path, name):
+    messages = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    items = [{"conversations": messages, "subset": subset} for subset in ("good", name)]
+    (tmp_path / "in.json").write_text(json.dumps(items))
+    counts = import_conversations(tmp_path / "in.json", tmp_path / "out")
+    assert counts["left_out"] == {"a `subset` with the name of a file of ours": 1}
+    draw_samples(tmp_path / "out", tmp_path / "samples", {"fraction": 1.0}, seed=0)
+    assert [entry["subset"] for entry in manifest(tmp_path / "samples")] == ["good"]

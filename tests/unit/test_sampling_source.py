@@ -35,7 +35,7 @@ def test_subsets_and_shards_are_sorted_and_sized(tmp_path):
           "a/.0.parquet")  # fmt: skip
     found, passed_over = listed(tmp_path)
     assert found == {"a": ["0.parquet"], "b+(x)-1": ["train-0.parquet", "train-1.parquet"]}
-    assert passed_over == ["top.parquet"]
+    assert passed_over == [".hidden/0.parquet", "a/.0.parquet", "a/.part/0.parquet", "top.parquet"]
     shards, _ = list_shards(open_source(str(tmp_path)))
     assert {s.size for files in shards.values() for s in files} == {7}
 
@@ -209,7 +209,14 @@ def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "address", ["http://me:S3CRET@host/data", "https://host/d?sig=S3CRET", "s3://key:S3CRET@b/c"]
+    "address",
+    [
+        "http://me:S3CRET@host/data",
+        "https://host/d?sig=S3CRET",
+        "s3://key:S3CRET@b/c",
+        "https://S3CRET@host/data",
+        "simplecache::HTTP://S3CRET@host/data",
+    ],
 )
 def test_an_address_with_a_secret_is_refused_without_saying_it(address):
     with pytest.raises(InputError, match="FSSPEC_") as caught:
@@ -313,3 +320,23 @@ def test_a_listing_online_is_kept_for_offline(tmp_path):
     assert found == {
         p.relative_to(root).as_posix(): p.stat().st_size for p in Path(root).rglob("*.parquet")
     }
+
+
+@pytest.mark.parametrize("name", ["samples.json", "manifest.parquet"])
+def test_a_subset_named_as_a_file_of_the_sample_is_refused_before_anything_is_read(tmp_path, name):
+    touch(tmp_path, f"{name}/0.parquet", "b/0.parquet")
+    with pytest.raises(
+        InputError, match=rf"subset '{name}': a file of the sample .* data\.subsets"
+    ):
+        listed(tmp_path)
+    assert list(listed(tmp_path, subsets=["b"])[0]) == ["b"]
+
+
+@pytest.mark.parametrize("name", [b"s\xff/0.parquet", b"s/\xff.parquet", b"\xff.parquet"])
+def test_a_name_that_is_not_utf8_is_refused_in_one_line_that_can_be_printed(tmp_path, name):
+    touch(tmp_path, "b/0.parquet", os.fsdecode(name))
+    with pytest.raises(InputError, match=r"udcff.*not UTF-8.*data\.subsets") as caught:
+        listed(tmp_path)
+    assert "\n" not in str(caught.value)
+    str(caught.value).encode()
+    assert list(listed(tmp_path, subsets=["b"])[0]) == ["b"]

@@ -1,6 +1,8 @@
 """One subset under hostile conditions: the same files, nothing fetched twice, nothing torn kept."""
 
+import errno
 import json
+import os
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from interlace.errors import InputError
-from interlace.io import folder_digest
+from interlace.io import claimed, folder_digest
 from interlace.sampling.fetch import Fetcher, decode_group
 from interlace.sampling.index import load_index
 from interlace.sampling.plan import plan_samples
@@ -336,3 +338,31 @@ def test_an_unknown_subset_is_named(place):
     with pytest.raises(InputError, match=r"no subset 's'; did you mean|no subset 's'"):
         draw_subset(place[0] / "plan", "s", place[0] / "o", place[0] / "spool", settings, 0)
     assert [s.name for s in load_index(place[0] / "plan" / "index.parquet")] == ["s+(x)"]
+
+
+def test_a_spool_or_a_folder_of_another_process_is_left_alone(place):
+    settings, (folder, _) = plan(place), place
+    for held in ("spool", "out"):
+        with claimed(folder / held):
+            with pytest.raises(InputError, match=rf"{held}: process {os.getpid()} on .*run again"):
+                draw(place, settings)
+            assert not (folder / "out").exists()
+    assert draw(place, settings).exists()
+
+
+def test_a_full_disk_is_one_line_and_what_was_fetched_is_kept(place, monkeypatch):
+    settings, (folder, _) = plan(place), place
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def none_left(*arguments):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr("interlace.sampling.subset.pq.write_table", none_left)
+        with pytest.raises(InputError, match=r"s\+\(x\).*disk is full.*data\.fraction") as caught:
+            draw(place, settings)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "out").exists()
+    FlakyFileSystem.log.clear()
+    assert draw(place, settings).exists()
+    assert not ranges()

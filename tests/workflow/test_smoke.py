@@ -74,6 +74,9 @@ def test_tables_figures_and_report_are_there_and_say_stand_in(undisturbed):
         *(f"figure2_{plan}_standin_8b" for plan in ("interlace-25", "sleb-25", "random-25", "dense")),
         "figure2_interlace-25_standin_4b",
         "figure3_finetuning", "figure4_similarity", "ttft_speedup", "ttft_breakdown",
+        *(f"training_{variant}-ft_standin_8b"
+          for variant in ("interlace-25", "sleb-25", "random-25", "dense")),
+        "training_interlace-25-ft_standin_4b", "training_overview",
     }  # fmt: skip
     assert {p.suffix for p in figures} == {".svg", ".pdf", ".png"}
     assert list((folder / "figures" / "samples").glob("*.png"))

@@ -35,6 +35,8 @@ from interlace.progress import track
 from interlace.sampling.domain import IMAGES, TEXTS
 
 JSON_NAME = "conversations.json"
+_COUNTS = "import.json"
+_TAKEN = (_COUNTS, "manifest.parquet", "samples.json")  # what an import and a sample hold beside
 TAG = "<image>"
 MOST_IMAGE_BYTES = 256 * 1024**2
 """An image file that is larger is left alone."""
@@ -172,7 +174,7 @@ def import_conversations(path: str | Path, out: str | Path) -> dict[str, Any]:
                     loaded = [_load_images(row, missing) for row in part]
                     writer.write_table(pa.Table.from_pylist(loaded, schema=_IMPORTED))
         counts["no_image"] = dict(missing)
-        write_json(partial / "import.json", counts)
+        write_json(partial / _COUNTS, counts)
     return counts
 
 
@@ -200,6 +202,8 @@ def _read_items(path: Path) -> Iterator[Any]:
 def _subset_name(name: Any) -> str:
     if not isinstance(name, str) or name.startswith(".") or re.search(r"[/\\\0]", name) or not name:
         raise _UnusableItem("a `subset` that is no folder name")
+    if name in _TAKEN:
+        raise _UnusableItem("a `subset` with the name of a file of ours")
     return name
 
 

@@ -23,7 +23,9 @@ Choices are lettered `A) ...` on lines below the question and the answer is the 
 choice's text, `B) ...`, as in the paper's released code: it begins with what is graded. The hint
 comes first, as VLMEvalKit puts it when it asks the same set; the released code leaves it out, and
 with it what many questions refer to. Rows without an image are kept (released: left out).
-Answers count as distinct by their exact text, in the order of their first appearance.
+In ChartQA and TextVQA a null image is one that got lost, and its row is left out. Answers count as
+distinct by their text without the blanks around it, which is what is kept of them, in the order of
+their first appearance.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from interlace.sampling.values import RejectedRow, check_text, length, value
+from interlace.sampling.values import RejectedRow, check_text, fields, length, value
 
 COLUMNS = {
     "chartqa": ("image", "query", "label"),
@@ -59,16 +61,18 @@ class Question:
 
 def read_question(values: pa.Table, format: str) -> Question:
     """Return the question in a one-row table. Raises `RejectedRow` where there is none to ask."""
-    image = value(values, "image")
+    image = fields(values["image"][0], ("bytes", "path"))
     images = [] if image is None else [image]
     if format == "scienceqa":
         return Question(images, *_multiple_choice(values))
+    if not images:  # what is asked is about it
+        raise RejectedRow("missing_image", "image is null")
     asked, answered = COLUMNS[format][1:]
     if length(values, answered) > MOST_ANSWERS:
         raise RejectedRow("unusable_text", f"{length(values, answered)} answers")
     answers = value(values, answered)
     answers = answers if isinstance(answers, list) else [answers]
-    distinct = list(dict.fromkeys(a for a in answers if isinstance(a, str) and a.strip()))
+    distinct = list(dict.fromkeys(a.strip() for a in answers if isinstance(a, str) and a.strip()))
     if not distinct:
         raise RejectedRow("unusable_text", f"{answered} holds no answer")
     user = check_text(value(values, asked), asked)

@@ -1,11 +1,13 @@
 """What the footers of a data set's shards say, read by range requests and nothing else.
 
-A footer is asked for by the last bytes of its file; if it is longer, once more. What is known is
-saved every few shards, so that a killed reading goes on from there. A footer of no use is read once
-more, in case the network spoiled it, and its refusal is never saved. Those of a commit are kept as
-they are too (`interlace.sampling.footer_store`), since decoding a row group takes its shard's.
+A footer is asked for by the last bytes of its file; if it is longer, once more. What it says is
+noted in a journal as it comes and saved by subset at the end, so that a killed reading goes on from
+where it was. A footer of no use is read once more, in case the network spoiled it, and its refusal
+is never saved. Those of a commit are kept as they are too (`interlace.sampling.footer_store`), since
+decoding a row group takes its shard's.
 """
 
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -27,7 +29,6 @@ from interlace.sampling.rows import schema_complaint
 from interlace.sampling.schemas import unify
 from interlace.sampling.source import Shard, Source
 
-SAVE_EVERY = 32  # shards
 FIRST_GUESS = 48 * 1024  # twenty row groups of FineVision's thirteen columns need about 40 kB
 _MAGIC = 8  # bytes of footer length and magic number at the end of a file
 
@@ -47,16 +48,19 @@ def read_footers(
     """
     store = FooterStore(cache) if source.revision is not None else None
     known = {name: _load(cache, name, files) for name, files in shards.items()}
+    journal = _Journal(cache)
+    unsaved = set()
+    for footer in journal.load(shards):
+        known[footer.shard.subset][footer.shard.name] = footer
+        unsaved.add(footer.shard.subset)
     guesses = _Guesses()
     with ThreadPoolExecutor(settings["workers"]) as pool:
         read = partial(
-            _read_shards, pool, partial(_read_shard, source, reader, guesses, store), cache
+            _read_shards, pool, partial(_read_shard, source, reader, guesses, store, journal)
         )
+        missing = [s for name, files in shards.items() for s in files if s.name not in known[name]]
         try:
-            read(
-                known,
-                [s for name, files in shards.items() for s in files if s.name not in known[name]],
-            )
+            read(known, missing)
             found = {name: _gather(known[name], files) for name, files in shards.items()}
             doubted = _doubted(found, shards, settings)
             if doubted:
@@ -66,34 +70,25 @@ def read_footers(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    for name in sorted(unsaved | {shard.subset for shard in (*missing, *doubted)}):
+        _save(cache, name, known[name])
+    journal.remove()
     return [_refuse_unusable(subset, settings) for subset in found.values()]
 
 
 def _read_shards(
     pool: ThreadPoolExecutor,
     read: Callable[[Shard], "_Footer"],
-    cache: Path,
     known: dict[str, dict[str, "_Footer"]],
     shards: list[Shard],
 ) -> None:
-    """Read footers into `known`, saving what is new every `SAVE_EVERY` shards and at the end."""
+    """Read footers into `known`."""
     if not shards:
         return
-    unsaved: set[str] = set()
     done = as_completed([pool.submit(read, shard) for shard in shards])
-    try:
-        for number, future in enumerate(
-            track(done, "reading footers", total=len(shards), unit="shard"), 1
-        ):
-            footer = future.result()
-            known[footer.shard.subset][footer.shard.name] = footer
-            unsaved.add(footer.shard.subset)
-            if number % SAVE_EVERY == 0:
-                while unsaved:
-                    _save(cache, name := unsaved.pop(), known[name])
-    finally:
-        for name in unsaved:
-            _save(cache, name, known[name])
+    for future in track(done, "reading footers", total=len(shards), unit="shard"):
+        footer = future.result()
+        known[footer.shard.subset][footer.shard.name] = footer
 
 
 def _doubted(
@@ -136,16 +131,72 @@ class _Guesses:
             self._longest[subset] = max(length, self._longest.get(subset, 0))
 
 
+class _Journal:
+    """Footers as they come, a line each, until all are saved; shared by threads and processes.
+
+    Each line is appended by one write, so that a kill leaves it whole or, at worst, torn, and a torn
+    one is as none.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self._path = cache / ".journal"
+
+    def add(self, footer: _Footer) -> None:
+        assert footer.refused is None, "a refusal is never kept"
+        assert footer.groups is not None
+        shard = footer.shard
+        entry = {
+            "shard": [shard.subset, shard.name, shard.size],
+            "footer": [footer.length, footer.digest, footer.schema],
+            "span": list(SPAN),
+            "groups": footer.groups.tolist(),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A line that was torn before ends here, too.
+        line = b"\n" + json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        with self._path.open("ab", buffering=0) as file:
+            file.write(line)
+
+    def load(self, shards: dict[str, list[Shard]]) -> list[_Footer]:
+        """Return what is known of these very files, the latest of each last."""
+        wanted = {shard for files in shards.values() for shard in files}
+        found = []
+        try:
+            lines = self._path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                shard, (length, digest, schema) = Shard(*entry["shard"]), entry["footer"]
+                groups = np.array(entry["groups"], np.int64).reshape(-1, len(SPAN))
+            except (ValueError, KeyError, TypeError):
+                continue  # torn, or a blank line
+            if shard in wanted and entry["span"] == list(SPAN):
+                found.append(_Footer(shard, None, length, digest, schema, groups))
+        return found
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
 def _read_shard(
-    source: Source, reader: RangeReader, guesses: _Guesses, store: FooterStore | None, shard: Shard
+    source: Source,
+    reader: RangeReader,
+    guesses: _Guesses,
+    store: FooterStore | None,
+    journal: _Journal,
+    shard: Shard,
 ) -> _Footer:
-    """Read a footer; one of no use is read once more before it is refused."""
+    """Read and note a footer; one of no use is read once more before it is refused."""
     if shard.size < 12:
         return _Footer(shard, f"truncated or not Parquet ({shard.size} bytes)")
     path = source.path(shard.subset, shard.name)
     found = _read_once(path, reader, guesses, store, shard)
     if found.refused is not None:
         found = _read_once(path, reader, guesses, store, shard)
+    if found.refused is None:
+        journal.add(found)
     return found
 
 
@@ -240,6 +291,7 @@ def _refuse_unusable(subset: SubsetFooters, settings: dict[str, Any]) -> SubsetF
 def forget(cache: Path, subset: str) -> None:
     """Remove what `cache` has of a subset that is not what it was; raises `OSError`."""
     (cache / f"{subset}.parquet").unlink(missing_ok=True)
+    _Journal(cache).remove()
 
 
 def _save(cache: Path, name: str, known: dict[str, _Footer]) -> None:

@@ -12,9 +12,11 @@ from huggingface_hub.utils import (
     build_hf_headers,
     get_session,
     hf_raise_for_status,
-    http_backoff,
+    http_stream_backoff,
     parse_hf_uri,
 )
+
+from interlace.sampling.ranges import range_ignored
 
 
 class HubFiles(HfFileSystem):
@@ -34,7 +36,8 @@ class HubFiles(HfFileSystem):
     ) -> bytes:
         """Return the bytes of `path` from `start` to `end` (exclusive) by one request.
 
-        `options` are those of buffered files, which none is opened of.
+        `options` are those of buffered files, which none is opened of. Raises `InputError` where
+        the server sends more than these bytes, most of which are then left on the way.
         """
         if start is None or end is None or start < 0 or end < 0:
             return super().cat_file(path, start=start, end=end, **options)
@@ -46,12 +49,29 @@ class HubFiles(HfFileSystem):
             revision=parsed.revision,
             endpoint=self.endpoint,
         )
-        response = http_backoff(
+        headers = {
+            **build_hf_headers(token=self.token),
+            "range": f"bytes={start}-{end - 1}",
+            "accept-encoding": "identity",  # so that Content-Length is of these bytes
+        }
+        with http_stream_backoff(
             "GET",
             url,
-            headers={**build_hf_headers(token=self.token), "range": f"bytes={start}-{end - 1}"},
+            headers=headers,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             max_retries=0,
-        )
-        hf_raise_for_status(response)
-        return response.content
+        ) as response:
+            if response.status_code >= 400:
+                response.read()  # the error quotes it
+            hf_raise_for_status(response)
+            announced = int(response.headers.get("content-length", end - start))
+            is_whole = response.status_code == 200 and (start > 0 or announced != end - start)
+            if is_whole or announced > end - start:
+                answer = f"HTTP {response.status_code}, {announced} bytes announced"
+                raise range_ignored(path, start, end, answer)
+            body = bytearray()
+            for part in response.iter_bytes():
+                body += part
+                if len(body) > end - start:
+                    raise range_ignored(path, start, end, "more came")
+            return bytes(body)

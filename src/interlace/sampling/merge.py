@@ -260,7 +260,8 @@ def _summary(
     numbers = [key for key, value in next(iter(counts.values())).items() if isinstance(value, int)]
     total: dict[str, Any] = {key: sum(count[key] for count in counts.values()) for key in numbers}
     total["rejected"] = {
-        reason: sum(count["rejected"][reason] for count in counts.values()) for reason in REASONS
+        reason: sum(count["rejected"].get(reason, 0) for count in counts.values())
+        for reason in REASONS
     }
     settings = sample_settings(settings)
     return {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from interlace.errors import InputError
-from interlace.io import digest, read_json, remove, write_json
+from interlace.io import claimed, digest, disk_full_told, read_json, remove, write_json
 from interlace.provenance import stamp
 from interlace.sampling.draw import expected, sample_size
 from interlace.sampling.fetch import MOST_UNPACKED
@@ -43,10 +43,22 @@ def plan_samples(
     kept below HF_HOME by its commit (in `out` where that cannot be written) and not read again with
     the row groups; what is known of other sources is kept beside `out` until the plan is made.
 
-    Raises `InputError` for an address without usable subsets, where no row would be drawn and
-    where the disk that holds `out` is too small.
+    Raises `InputError` for an address without usable subsets, where no row would be drawn, where
+    the disk that holds `out` is too small and where another process plans to `out`.
     """
-    settings = complete(settings)
+    way_out = "what is known of footers is kept; free some space there, and run again"
+    with disk_full_told(str(out), way_out), claimed(out):
+        _plan_samples(address, out, complete(settings), seed, config_digest, say)
+
+
+def _plan_samples(
+    address: str | Path,
+    out: Path,
+    settings: dict[str, Any],
+    seed: int,
+    config_digest: str | None,
+    say: Callable[[str], None],
+) -> None:
     source = open_source(str(address), settings["retries"])
     shards, passed_over = list_shards(
         source, settings["subsets"], settings["retries"], settings["format"] != "finevision"

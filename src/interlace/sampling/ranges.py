@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fsspec.implementations.cached import CachingFileSystem
+
 from interlace.errors import InputError
 
 T = TypeVar("T")
@@ -17,13 +19,24 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
 # Between scheme and host of an address; not a port and a path that has an @.
 PASSWORD = r"://[^/@\s'\"]*:(?!\d+(?:/|$))[^@\s'\"]*@"
+# A user name alone is a token where HTTP is spoken; elsewhere it may be a container or a login.
+TOKEN = r"(?i:https?|webdavs?|davs?)://[^/@\s'\"]+@"
 LONGEST_RETRY_AFTER_S = 300.0  # a hub's rate limit is over in five minutes
 _RETRIED = (408, 429)  # and every 5xx
 _NETWORK_LIBRARIES = ("httpx2", "httpx", "httpcore", "aiohttp", "botocore", "urllib3", "requests")
 
 
 class ShortBody(OSError):
-    """A server that sent fewer bytes than were asked for, or more."""
+    """A server that sent fewer bytes than were asked for."""
+
+
+def range_ignored(path: str, start: int, end: int, answer: str) -> InputError:
+    """Return what is said of a server that sends more than the bytes from `start` to `end`."""
+    return InputError(
+        f"{path}: bytes {start} to {end}: {answer}; the server does not answer range requests, "
+        "without which whole shards would be fetched: use another (HF_ENDPOINT, data.path) or a "
+        "local copy"
+    )
 
 
 class RangeReader:
@@ -38,16 +51,18 @@ class RangeReader:
         self._filesystem = filesystem
         self._retries = retries
         # fsspec's buffered files read ahead by megabytes unless told otherwise; its asynchronous
-        # filesystems ask for the range itself and know no such option.
-        self._options = {} if filesystem.async_impl else {"cache_type": "none"}
+        # filesystems ask for the range itself and know no such option, those that keep blocks on
+        # disk set it themselves.
+        own = filesystem.async_impl or isinstance(filesystem, CachingFileSystem)
+        self._options = {} if own else {"cache_type": "none"}
         self._lock = threading.Lock()
         self.requests = self.received = self.failed = 0
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """Return `length` bytes of `path` from `start`.
 
-        Raises `InputError` where the server refuses or every attempt failed, with one line that
-        names the file, the range and the cause.
+        Raises `InputError` where the server refuses, sends more than that or every attempt failed,
+        with one line that names the file, the range and the cause.
         """
         if length == 0:
             return b""
@@ -56,9 +71,10 @@ class RangeReader:
             with self._lock:
                 self.requests += 1
             data = self._filesystem.cat_file(path, start=start, end=start + length, **self._options)
-            if len(data) != length:
-                hint = "; does it answer range requests?" if len(data) > length else ""
-                raise ShortBody(f"{len(data)} bytes for {length}{hint}")
+            if len(data) > length:
+                raise range_ignored(path, start, start + length, f"{len(data)} bytes came")
+            if len(data) < length:
+                raise ShortBody(f"{len(data)} bytes for {length}")
             with self._lock:
                 self.received += length
             return data
@@ -84,8 +100,9 @@ def persist(
     from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
     in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them.
 
-    Raises `InputError`, one line that begins with `what`: at once for a file that is not there or
-    that may not be read, else for the last failure. Other errors pass through.
+    Raises `InputError`, one line that begins with `what`: at once for a file that is not there,
+    that may not be read or that the server refuses otherwise, else for the last failure. Other
+    errors pass through. No cause is chained to it, since that may name a signed address.
     """
     for number in range(retries + 1):
         try:
@@ -98,19 +115,24 @@ def persist(
                 raise InputError(
                     f"{what}: not allowed ({one_line(error)}); check the address, or set HF_TOKEN "
                     "to a token that may read it"
-                ) from error
+                ) from None
             if status in (404, 410) or isinstance(error, FileNotFoundError):
                 raise InputError(
                     f"{what}: not found ({one_line(error)}); check data.path and data.revision"
-                ) from error
+                ) from None
             if not _passing(error, status):
-                raise
+                if status is None or status < 400:
+                    raise
+                raise InputError(
+                    f"{what}: refused with HTTP {status} ({one_line(error)}); check data.path and "
+                    "data.revision, or use a local copy"
+                ) from None
             if number == retries:
                 tries = f"{number + 1} attempts" if number else "1 attempt"
                 raise InputError(
                     f"{what}: {tries} failed, the last with {one_line(error)}; run again to go on "
                     "from here, or raise data.retries"
-                ) from error
+                ) from None
             if failed is not None:
                 failed()
             time.sleep(_wait(error, number))
@@ -127,6 +149,7 @@ def one_line(error: BaseException) -> str:
 def masked(text: str) -> str:
     """Return a text whose addresses have neither passwords nor queries, which may be signatures."""
     text = re.sub(PASSWORD, "://...@", text)
+    text = re.sub(TOKEN, lambda found: f"{found[0].partition('://')[0]}://...@", text)
     return re.sub(r"(\w://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text)
 
 
@@ -162,11 +185,11 @@ def _asked_for(headers: Any) -> float | None:
     """Return the seconds that a server asks to be left alone for, or None."""
     after = headers.get("Retry-After")
     if after is not None:
-        if after.strip().isdigit():
+        if after.strip().isdecimal():
             return float(after)
         try:
             date = email.utils.parsedate_to_datetime(after)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if date.tzinfo is None:  # "-0000": UTC of no stated place
             date = date.replace(tzinfo=datetime.UTC)

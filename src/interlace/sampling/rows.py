@@ -19,7 +19,16 @@ import pyarrow.compute as pc
 
 from interlace.data.images import ImageDecodeError, decode_image
 from interlace.sampling import domain
-from interlace.sampling.values import RejectedRow, check_row, check_text, length, value
+from interlace.sampling.ranges import one_line
+from interlace.sampling.schemas import plain
+from interlace.sampling.values import (
+    RejectedRow,
+    as_text,
+    check_row,
+    check_text,
+    fields,
+    length,
+)
 
 REASONS = (
     "too_many_images",
@@ -29,6 +38,7 @@ REASONS = (
     "undecodable_image",
     "too_many_pixels",
     "extreme_aspect_ratio",
+    "unreadable_row",
     "unreadable_row_group",  # given by the fetch, never by `examine`
 )
 """Why a row is left out."""
@@ -85,11 +95,17 @@ def examine(values: pa.Table, settings: dict[str, Any]) -> Verdict:
         return replace(verdict, rows=[_with_source_id(row, values) for row in verdict.rows])
     except RejectedRow as rejected:
         return _rejected(entry, rejected.reason, rejected.detail)
+    except (AssertionError, MemoryError):  # our own fault, and the machine's
+        raise
+    except Exception as error:
+        # Types are the source's choice, and each has values that Arrow or Python cannot hold.
+        return _rejected(entry, "unreadable_row", one_line(error))
 
 
 def _rejected(entry: dict[str, Any], reason: str, detail: str) -> Verdict:
     assert reason in REASONS
-    return Verdict(entry | {"reason": reason, "detail": detail}, [], [], [])
+    entry |= {"status": "rejected", "reason": reason, "detail": detail}
+    return Verdict(entry, [], [], [])
 
 
 def _examine_conversation(
@@ -110,16 +126,15 @@ def _examine_conversation(
     elif turns > most:
         raise RejectedRow("too_many_turns", f"{turns} turns")
     check_row(values)
-    images = _items(values, "images")
+    pictures = _items(values, "images")
     texts = [
-        check_text((turn.as_py() or {}).get(key), f"turn {number}: {key}")
+        check_text((turn or {}).get(key), f"turn {number}: {key}")
         for number, turn in enumerate(_items(values, "texts"))
         for key in ("user", "assistant")
     ]
     if not texts:
         raise RejectedRow("unusable_text", "no turn")
     num_chars = sum(map(len, texts))
-    pictures = [image.as_py() for image in images]
     entry |= {"image_sizes": _image_sizes(pictures), "image_bytes": _image_bytes(pictures)}
     values = _in_our_types(values)
     entry |= {"status": "kept", "detail": detail, "num_chars": num_chars}
@@ -151,13 +166,15 @@ def kept_schema(schema: pa.Schema, settings: dict[str, Any]) -> pa.Schema:
     """
     if settings.get("format", "finevision") != "finevision":
         schema = domain.records_schema(schema)
-    fields = [
-        field.with_type(_OURS.get(field.name, field.type)) for field in schema if field.name != "id"
+    columns = [
+        field.with_type(_OURS.get(field.name, field.type))
+        for field in plain(schema)
+        if field.name != "id"
     ]
     if "source_id" not in schema.names:
-        fields.append(pa.field("source_id", pa.string()))
+        columns.append(pa.field("source_id", pa.string()))
     described = json.dumps({"info": {"features": {"images": [{"_type": "Image"}]}}})
-    return pa.schema(fields, metadata={"huggingface": described})
+    return pa.schema(columns, metadata={"huggingface": described})
 
 
 def dropped_fields(schema: pa.Schema, settings: dict[str, Any]) -> list[str]:
@@ -184,6 +201,7 @@ def schema_complaint(schema: pa.Schema, settings: dict[str, Any]) -> str | None:
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if twice:
         return f"column `{twice[0]}` is there {schema.names.count(twice[0])} times; name it once"
+    schema = plain(schema)
     for column, keys in needed.items():
         if column not in schema.names:
             return (
@@ -209,12 +227,15 @@ def _has_keys(kind: pa.DataType, keys: tuple[str, ...]) -> bool:
     return pa.types.is_struct(kind) and all(kind.get_field_index(key) >= 0 for key in keys)
 
 
-def _items(values: pa.Table, column: str) -> list[pa.Scalar]:
-    """Return the items of a list column, still undecoded; none where it is null or absent.
+def _items(values: pa.Table, column: str) -> list[dict[str, Any] | None]:
+    """Return the fields we know of the items of a list column; none where it is null or absent.
 
     Each is an object of Python: whoever asks knows that there are few.
     """
-    return list(values[column][0]) if length(values, column) else []
+    if not length(values, column):
+        return []
+    names = tuple(field.name for field in _OURS[column].value_type)
+    return [fields(item, names) for item in values[column][0]]
 
 
 def _check_count(images: int, settings: dict[str, Any]) -> None:
@@ -246,26 +267,18 @@ def _with_source_id(row: pa.Table, values: pa.Table) -> pa.Table:
         row = row.drop_columns("id")
     if "source_id" in row.column_names:
         return row
-    own = value(values, "id")
-    return row.append_column(
-        "source_id", pa.array([None if own is None else str(own)], pa.string())
-    )
+    own = as_text(values["id"][0]) if "id" in values.column_names else None
+    return row.append_column("source_id", pa.array([own], pa.string()))
 
 
 def _in_our_types(values: pa.Table) -> pa.Table:
     """Return a row whose images and texts have the fields of `_OURS`, in their order, and no more."""
     for column, kind in _OURS.items():
         if column in values.column_names:
-            items = [item.as_py() for item in _items(values, column)]
-            items = items if values[column][0].is_valid else None
+            items = _items(values, column) if values[column][0].is_valid else None
             place = values.column_names.index(column)
-            values = values.set_column(place, column, pa.array([_only(items, kind)], kind))
+            values = values.set_column(place, column, pa.array([items], kind))
     return values
-
-
-def _only(items: list[dict[str, Any]] | None, kind: pa.ListType) -> list[dict[str, Any]] | None:
-    names = [field.name for field in kind.value_type]
-    return items and [{name: item.get(name) for name in names} for item in items]
 
 
 def _cut(values: pa.Table, whole: int, kept: int) -> pa.Table:

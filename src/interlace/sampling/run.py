@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from interlace.io import digest, remove, write_text
+from interlace.io import claimed, digest, disk_full_told, remove, write_text
 from interlace.sampling.merge import merge_samples
 from interlace.sampling.plan import PLAN, plan_samples, subset_names
 from interlace.sampling.settings import complete, sample_settings
@@ -22,10 +22,24 @@ def draw_samples(
     `source`: a folder with `<subset>/*.parquet`, an address that fsspec knows, or a hub dataset
     (`hf://datasets/<org>/<name>[@<revision>]`). `settings`: keys of `data` in the configuration,
     their defaults where left out. A killed call goes on where it was; finished subsets are not
-    fetched again. Raises `InputError` for a source or a setting that cannot be used.
+    fetched again. Raises `InputError` for a source or a setting that cannot be used, a disk that is
+    full and an `out` that another process draws to.
     """
     out = Path(out)
     work = out.with_name(f".{out.name}.sampling")
+    way_out = "what was fetched is kept; free some space or lower data.fraction, and run again"
+    with disk_full_told(str(out), way_out), claimed(work):
+        _draw_samples(source, out, work, settings, seed, config_digest)
+
+
+def _draw_samples(
+    source: str | Path,
+    out: Path,
+    work: Path,
+    settings: dict[str, Any],
+    seed: int,
+    config_digest: str | None,
+) -> None:
     begun = work / "begun"
     mark = digest([str(source), seed, sample_settings(complete(settings))])
     if not begun.exists() or begun.read_text(encoding="utf-8") != mark:

@@ -15,11 +15,12 @@ from urllib.parse import quote, unquote
 
 from interlace.errors import InputError
 from interlace.io import write_json
-from interlace.sampling.ranges import PASSWORD, masked, one_line, persist
+from interlace.sampling.ranges import PASSWORD, TOKEN, masked, one_line, persist
 
 HUB = "hf://datasets/"
 _DEEPEST = 6  # folders below the root that are looked into; a split is the second
-_SECRET = re.compile(rf"{PASSWORD}|://.*\?")
+_SECRET = re.compile(rf"{PASSWORD}|{TOKEN}|://.*\?")
+_OWN_FILES = ("manifest.parquet", "samples.json")  # of a sample, beside its subsets
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def open_source(address: str, retries: int = 8) -> Source:
 
     With HF_HUB_OFFLINE set, a hub dataset is read from its snapshot in the local cache.
     Raises `InputError` for an address that is not there, one that takes a package which is not
-    installed (named in the error), and one with a password or a signature, since addresses are
-    written to plans and tables.
+    installed (named in the error), and one with a password, a token or a signature, since addresses
+    are written to plans and tables.
     """
     address = str(address)
     if _SECRET.search(address):
         raise InputError(
-            f"{masked(address)}: an address with a password or a query would be written to plans "
-            "and tables; leave it out of data.path and set it for fsspec in the environment "
+            f"{masked(address)}: an address with a password, a token or a query would be written to "
+            "plans and tables; leave it out of data.path and set it for fsspec in the environment "
             "(FSSPEC_<PROTOCOL>_<OPTION>) or in its own configuration"
         )
     if address.startswith(HUB):
@@ -151,11 +152,12 @@ def list_shards(
     A subset is a folder below the root, its shards the Parquet files in it or in folders of its
     own. Where any of them belongs to a split `train` (its name or its folder begins so), the
     others are other splits and are passed over; with `only_train` they always are. So are Parquet
-    files beside the subsets and those deeper than <subset>/<split>/. `subsets` selects; None for
-    all.
+    files beside the subsets, those deeper than <subset>/<split>/ and hidden ones, whose name or
+    folder begins with a dot. `subsets` selects; None for all.
 
     Raises `InputError` where there is no such folder, no Parquet below it, or a subset of that
-    name, and for an offline snapshot that lacks shards.
+    name, for names that are not UTF-8 or those of a sample's own files, and for an offline snapshot
+    that lacks shards.
     """
     found = persist(lambda: _find(source), f"{source.address}: listing", retries)
     _keep_listing(source, found)
@@ -183,9 +185,8 @@ def _choose(
     elsewhere: list[str] = []
     for path, size in sorted(found.items()):
         subset, _, name = path.partition("/")
-        if any(part.startswith(".") for part in path.split("/")):
-            continue
-        if not name or name.count("/") > 1:
+        hidden = any(part.startswith(".") for part in path.split("/"))
+        if hidden or not name or name.count("/") > 1:
             elsewhere.append(path)
         else:
             by_subset.setdefault(subset, []).append(Shard(subset, name, size))
@@ -208,6 +209,8 @@ def _choose(
         if used:
             shards[subset] = used
         passed_over += [f"{subset}/{s.name}" for s in by_subset[subset] if s not in used]
+    for path in (*passed_over, *(f"{s.subset}/{s.name}" for used in shards.values() for s in used)):
+        _check_utf8(source, path)
     if not shards:
         raise InputError(f"{source.address}: no shard of a split `train`, such as {passed_over[0]}")
     return shards, passed_over
@@ -330,7 +333,22 @@ def _is_train(name: str) -> bool:
     return any(re.match(r"(partial-)?train(?![a-z])", part) for part in name.split("/"))
 
 
+def _check_utf8(source: Source, path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{source.address}: {path!a}: its name is not UTF-8, which a plan is written in; "
+            "rename it, or name the other subsets in data.subsets"
+        ) from None
+
+
 def _check_name(subset: str) -> None:
+    if subset in _OWN_FILES:
+        raise InputError(
+            f"subset '{subset}': a file of the sample has that name; rename it, or leave it out by "
+            "naming the others in data.subsets"
+        )
     if re.search(r"[\0-\x1f\\{}]", subset):
         raise InputError(
             f"subset {subset!r}: its name cannot be a file name and a wildcard at once; "

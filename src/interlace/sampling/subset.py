@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interlace.io import atomic_path, digest, remove, write_json
+from interlace.io import atomic_path, claimed, digest, disk_full_told, remove, write_json
 from interlace.sampling import plan
 from interlace.sampling.arc import rows_in_order, seeded
 from interlace.sampling.draw import Draw
@@ -57,9 +57,20 @@ def draw_subset(
     same for any number of `workers`, and however often it was killed; what was fetched until then
     lies in the folder `spool`, which is removed at the end.
 
-    Raises `InputError` where the source fails for good or has changed since it was planned.
+    Raises `InputError` where the source fails for good or has changed since it was planned, where
+    the disk is full and where another process draws to the same place.
     """
-    settings = complete(settings)
+    way_out = (
+        "what was fetched is kept; free some space, or lower data.fraction or data.workers, and run "
+        "again"
+    )
+    with disk_full_told(f"{subset}: {out}", way_out), claimed(spool):
+        _draw_subset(planned, subset, out, spool, complete(settings), seed)
+
+
+def _draw_subset(
+    planned: Path, subset: str, out: Path, spool: Path, settings: dict[str, Any], seed: int
+) -> None:
     body, footers = plan.load(planned, subset)
     source = open_source(body["address"], settings["retries"])
     reader = RangeReader(source.filesystem, settings["retries"])

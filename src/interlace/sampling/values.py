@@ -33,6 +33,34 @@ def value(values: pa.Table, column: str) -> Any:
     return values[column][0].as_py() if column in values.column_names else None
 
 
+def fields(item: pa.Scalar, names: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return what a struct has under `names`, None under those it lacks; None where it is null.
+
+    Its other fields are left alone: Arrow holds dates, time zones that Python does not.
+    """
+    if not item.is_valid:
+        return None
+    held = {field.name for field in item.type}
+    return {name: item[name].as_py() if name in held else None for name in names}
+
+
+def as_text(item: pa.Scalar) -> str | None:
+    """Return a scalar of any type as text, None where it is null.
+
+    Times are given as Arrow spells them, or by the number they are stored as: Python has no name
+    for the year 100,000, and none of a time zone that it does not know.
+    """
+    if not item.is_valid:
+        return None
+    if not pa.types.is_temporal(item.type):
+        return str(item.as_py())
+    try:
+        text = item.cast(pa.string()).as_py()
+    except pa.ArrowException:
+        text = "<"
+    return str(item.value) if text.startswith("<") else text
+
+
 def length(values: pa.Table, column: str) -> int:
     """Return how many items the only value of a list column has; 0 where it is null or no list.
 

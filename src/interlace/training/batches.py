@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens. What cannot be encoded is left out by name, never silently replaced.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from interlace.data.collate import IGNORED, Collator, EncodeError, encode, pad, 
 from interlace.data.images import ImageDecodeError
 from interlace.data.packing import bins, pack
 from interlace.training.order import Slot
+from interlace.training.vision_store import VisionStore
 
 Sample = dict[str, Any]
 
@@ -89,7 +90,8 @@ class StepCollator:
 
     With `world_size` above 1, a micro-batch of text only gets one more sample: a grey picture
     without labels. It has no part in the loss, but takes every rank of ZeRO-3 through the vision
-    tower; where one rank gathers its weights and another does not, both wait for ever.
+    tower's module (stored features too); where one rank does and another does not, both wait for
+    ever.
     """
 
     def __init__(
@@ -99,15 +101,15 @@ class StepCollator:
         layout: "Padded | Packed",
         world_size: int = 1,
         sharded: bool = False,
-        add_features: Callable[[str, Sample], Sample] | None = None,
+        store: VisionStore | None = None,
     ):
         """`sharded`: an engine counts steps by backward passes, so that none may be without one.
 
-        `add_features` puts the stored features of a sample, named, in place of its pixels.
+        `store` puts the stored features of a sample in place of its pixels.
         """
         self._processor, self._max_length = processor, max_length
         self._layout, self._world_size, self._sharded = layout, world_size, sharded
-        self._add_features = add_features
+        self._store = store
         self._blank: Sample | None = None
 
     def __call__(self, items: Sequence[tuple[Slot, Record | Failure]]) -> Step:
@@ -145,14 +147,12 @@ class StepCollator:
 
     def _encoded(self, record: Record, collator: Collator) -> Sample:
         sample = collator([record])
-        if self._add_features is not None:
-            sample = self._add_features(record.id, sample)
-        return sample
+        return sample if self._store is None else self._store.add_features(record.id, sample)
 
     def _micro_batch(self, members: list[tuple[str, Sample]]) -> MicroBatch:
         samples = [sample for _, sample in members]
         seen = any("pixel_values" in sample for sample in samples)
-        if not samples or (self._world_size > 1 and not seen and self._add_features is None):
+        if not samples or (self._world_size > 1 and not seen):
             samples = [*samples, self._blank_sample()]
         ids = [name for name, _ in members]
         for owner, sample in enumerate(samples):
@@ -173,14 +173,16 @@ class StepCollator:
     def _blank_sample(self) -> Sample:
         if self._blank is None:
             images = []
-            # With stored features no rank goes through the tower.
-            has_images = getattr(self._processor, "image_processor", None) is not None
-            if has_images and self._add_features is None:
+            if getattr(self._processor, "image_processor", None) is not None:
                 images = [Image.new("RGB", (64, 64), (128, 128, 128))]
             record = Record("blank", "blank", images, [{"user": ".", "assistant": "."}])
             sample = encode(record, self._processor)
             sample["labels"] = torch.full_like(sample["labels"], IGNORED)
             sample["weights"] = _weights(sample["labels"], 0.0)
+            if self._store is not None and "pixel_values" in sample:
+                merged = self._processor.image_processor.merge_size**2
+                tokens = int(sample["image_grid_thw"].prod(1).sum()) // merged
+                sample["pixel_values"] = self._store.zeros(tokens)
             self._blank = sample
         return dict(self._blank)
 

@@ -156,7 +156,7 @@ def _make_trainer(
     # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
     model = load_model(job["base"], dtype=settings["precision"])
     processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
-    records, add_features = load_records(job["samples"]), None
+    records, store = load_records(job["samples"]), None
     recipe = fit.recipe
     if recipe.vision == "cached" and (why := why_not(model.config)):
         recipe = replace(recipe, vision="live")
@@ -165,7 +165,7 @@ def _make_trainer(
         store = VisionStore.open(
             job["vision"], job["base"], processor, settings["precision"], job["samples"]
         )
-        records, add_features = StoredSamples(job["samples"], store), store.add_features
+        records = StoredSamples(job["samples"], store)
         processor = without_pixels(processor)
     trains_head = _trains_head(plan)
     teacher = make_teacher(model, plan, settings, trains_head)
@@ -188,7 +188,7 @@ def _make_trainer(
     set_seed(seed)
     collator = StepCollator(
         processor, settings.get("max_length"), setup.layout, world_size,
-        sharded=fit.deepspeed is not None, add_features=add_features,
+        sharded=fit.deepspeed is not None, store=store,
     )  # fmt: skip
     sizes = _sizes(model)
     if rank == 0:

@@ -224,6 +224,14 @@ class VisionStore:
             )
         return sample if not len(grids) else {**sample, "pixel_values": self.features(name)}
 
+    def zeros(self, tokens: int) -> torch.Tensor:
+        """Return features (tokens, F, D) of a picture that teaches nothing.
+
+        Ranks that share weights must go through the same modules, whether or not a batch has images.
+        """
+        like = self._file(0).get_slice("features")[:0]
+        return like.new_zeros(tokens, *like.shape[1:])
+
     def _known(self, name: str) -> int:
         if name not in self._row:
             raise InputError(f"{self._folder}: holds no sample {name}; {_remake(self._folder)}")
