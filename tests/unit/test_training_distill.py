@@ -88,7 +88,7 @@ def test_an_anchor_is_the_kept_layer_behind_a_dropped_stretch(drop, tune, expect
 
 @pytest.mark.parametrize(("drop", "tune"), [([], [7]), ([1], [4]), ([1], [])])
 def test_a_plan_without_anchors_is_refused(drop, tune):
-    with pytest.raises(InputError, match=r"finetune\.kd\.on: hidden .* use logits"):
+    with pytest.raises(InputError, match=r"finetune\.kd\.match: hidden .* use logits"):
         anchors(drop, tune, 8)
 
 
@@ -397,7 +397,7 @@ def test_hidden_states_are_distilled_at_the_anchors(head_kind, checkpointing):
         assert torch.allclose(got, right, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("match", ["logits", "hidden"])
+@pytest.mark.parametrize("on", ["logits", "hidden"])
 def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(on):
     student = tiny_model("llama", tie_word_embeddings=False).double()
     teacher = Teacher(student, [], TUNE)
@@ -471,7 +471,7 @@ def test_settings_that_make_no_sense_are_refused():
     _, _, teacher = pupil()
     with pytest.raises(InputError, match=r"finetune\.loss: 'ce' needs no teacher"):
         Distillation(teacher, {"loss": "ce", "kd": {}}, None)
-    with pytest.raises(InputError, match=r"finetune\.kd\.on: 'weights'"):
+    with pytest.raises(InputError, match=r"finetune\.kd\.match: 'weights'"):
         Distillation(teacher, {"loss": "kd", "kd": {"match": "weights"}}, None)
     with pytest.raises(AssertionError, match="hidden"):
         Distillation(teacher, {"loss": "kd", "kd": {"match": "hidden"}}, None)

@@ -7,12 +7,13 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALONE = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+_plain_linear: list[Any] = []  # torch's, before DeepSpeed puts its own there for the whole process
 _TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -27,6 +28,8 @@ def prepare() -> None:
     import torch
     import torch.distributed
 
+    if not _plain_linear:
+        _plain_linear.append(torch.nn.functional.linear)
     on_gpu = choose_accelerator()
     if not on_gpu:
         # Else DeepSpeed runs `numactl` for every bucket of gradients to count the devices.
@@ -133,12 +136,15 @@ def leave() -> None:
     DeepSpeed is not taken for one of several ranks. The group stays: DeepSpeed keeps it."""
     if under_torchrun():
         return
+    import torch
     from accelerate.state import AcceleratorState
 
     ours = (*_ALONE, "MASTER_ADDR", "MASTER_PORT")
     for key in [key for key in os.environ if key in ours or key.startswith("ACCELERATE_")]:
         del os.environ[key]
     AcceleratorState._reset_state(reset_partial_state=True)
+    if _plain_linear:  # DeepSpeed's own keeps what frozen layers get, which costs others memory
+        torch.nn.functional.linear = _plain_linear[0]
 
 
 def under_torchrun() -> bool:
