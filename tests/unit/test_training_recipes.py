@@ -174,8 +174,8 @@ def test_the_comparison_notices_a_mask_on_the_questions(given, paper, tmp_path, 
     def everything(labels, weight):
         return weights(torch.where(labels == IGNORED, 0, labels), weight)
 
-    def unmasked(self, record):
-        sample = encoded(self, record)
+    def unmasked(self, record, collator):
+        sample = encoded(self, record, collator)
         return {**sample, "labels": sample["input_ids"].clone()}
 
     encoded = batches.StepCollator._encoded
