@@ -144,7 +144,7 @@ def test_one_that_needs_more_than_it_announces_has_it_when_alone(tmp_path, decod
     monkeypatch.setattr(decoder, "SLACK", 20 * MB)
     with pytest.raises(UnreadableRowGroupError, match=r"cannot be decoded in [0-9]+ bytes"):
         spool(decoders, file, tmp_path / "spool", most=10 * MB)
-    path = spool(decoders, file, tmp_path / "spool", np.array([3, 58]), most=70 * MB)
+    path = spool(decoders, file, tmp_path / "spool", np.array([3, 58]), most=100 * MB)
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all()
     assert table["n"].to_pylist() == [3, 58]
