@@ -26,6 +26,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/ttft.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/examples.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/publish.smk"
 
@@ -35,6 +36,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.examples.input,
         rules.samples.input,
         rules.report.output,
 
@@ -56,5 +58,6 @@ localrules:
     table5,
     table6,
     figures,
+    examples,
     report,
     published,

@@ -17,6 +17,7 @@ import yaml
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.evaluation.settings import check_pixels
 from interlace.grid import Grid, split_plan_id
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files
@@ -109,6 +110,10 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
     elif primary not in models:
         raise InputError(
             f"config: experiments.primary: '{primary}' is no key of models{_near(primary, list(models))}"
+        )
+    if config["seed"] in experiments["seeds"]:
+        raise InputError(
+            f"config: experiments.seeds: {config['seed']} is the run's own seed already; leave it out"
         )
     depths: dict[str, int | None] = {}
     for key, model in models.items():
@@ -280,10 +285,20 @@ def _check_evaluation(evaluation: Config) -> None:
         )
     if grader["kind"] == "openai" and not (grader["base_url"] and grader["model"]):
         raise InputError("config: evaluation.grader: kind openai needs base_url and model")
-    if evaluation["do_sample"] and evaluation["temperature"] is None:
+    if grader["extract"] and grader["kind"] == "none":
         raise InputError(
-            "config: evaluation.temperature: needed when do_sample is true (released: 0.7)"
+            "config: evaluation.grader.extract: there is no grader to extract answers; set kind to "
+            "openai with base_url and model"
         )
+    if grader["budget"] is not None and grader["price"] is None:
+        raise InputError(
+            "config: evaluation.grader.price: budget needs it; give the price of a million tokens "
+            "read and written"
+        )
+    try:
+        check_pixels(evaluation["benchmarks"], evaluation)
+    except InputError as error:
+        raise InputError(f"config: {error}") from None
 
 
 def standin_reasons(config: Config) -> list[str]:

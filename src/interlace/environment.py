@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from interlace.evaluation.benchmarks import BENCHMARKS, is_loopback
+from interlace.evaluation.benchmarks import BENCHMARKS, asks_grader, is_loopback
 
 
 def share_package(source: str) -> None:
@@ -17,7 +17,7 @@ def share_package(source: str) -> None:
 def key_missing(config: dict[str, Any], wanted: list[str]) -> str | None:
     """Return the complaint if a hosted grader of the benchmarks `wanted` has no key in this environment."""
     grader = config["evaluation"]["grader"]
-    graded = [name for name in wanted if BENCHMARKS[name].needs_grader]
+    graded = [name for name in wanted if asks_grader(BENCHMARKS[name], grader["extract"])]
     if not graded or grader["kind"] != "openai" or is_loopback(grader["base_url"]):
         return None
     if os.environ.get(grader["key_env"]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.evaluation.benchmarks import BENCHMARKS, shared_out
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files, released_names
 from interlace.selection.method import Method
@@ -39,15 +39,29 @@ def variant_id(method: str, ratio: int | None = None, *, tuned: bool = False) ->
     return method + (f"-{ratio}" if ratio is not None else "") + ("-ft" if tuned else "")
 
 
+def split_seed(name: str) -> tuple[str, int | None]:
+    """Return (variant or plan, further seed or None) of `interlace-25-ft-s1` and the like."""
+    match = re.fullmatch(r"(.*?)(?:-s(\d+))?", name)
+    assert match is not None
+    return match[1], None if match[2] is None else int(match[2])
+
+
 def plan_id(variant: str) -> str:
-    """Return the plan that a variant's checkpoint is made by."""
-    return variant.removesuffix("-ft")
+    """Return the plan that a variant's checkpoint is made by; only random ones differ by seed."""
+    name, seed = split_seed(variant)
+    plan = name.removesuffix("-ft")
+    return plan if seed is None or not _chosen_by_chance(plan) else f"{plan}-s{seed}"
 
 
 def split_plan_id(plan: str) -> tuple[str, int | None]:
     """Return (method, ratio in percent or None) of a plan id."""
-    method, _, ratio = plan.partition("-")
+    method, _, ratio = split_seed(plan)[0].partition("-")
     return method, int(ratio) if ratio else None
+
+
+def _chosen_by_chance(plan: str) -> bool:
+    method = split_plan_id(plan)[0]
+    return method in METHODS and METHODS[method].by_chance
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,28 @@ class Grid:
         others = [variant_id(m, ratio, tuned=True) for m in experiments["ablations"]]
         return _unique([*others, self.reference, "dense"])
 
+    def seed(self, name: str) -> int:
+        """Return the seed of a variant or a plan: the run's, or the one in its name."""
+        seed = split_seed(name)[1]
+        return self.config["seed"] if seed is None else seed
+
+    def seeded(self, variant: str) -> list[str]:
+        """Return a variant and, where chance has a part in it, its repetitions with other seeds."""
+        sampled = self.config["evaluation"]["decoding"] != "greedy"
+        seeds = self.config["experiments"]["seeds"]
+        if not (sampled or _made_by_chance(variant)):
+            return [variant]
+        return [variant, *(f"{variant}-s{seed}" for seed in seeds)]
+
     def cells(self, table: int) -> list[Cell]:
-        """Return the evaluations that a table is made of."""
+        """Return the evaluations that a table is made of, with every seed."""
+        return [
+            Cell(cell.model, variant, cell.mode)
+            for cell in self._cells(table)
+            for variant in self.seeded(cell.variant)
+        ]
+
+    def _cells(self, table: int) -> list[Cell]:
         if table == 1:
             variants = ["dense", *self.ladder()]
             return [Cell(m, v, "cot") for m in self.models for v in variants]
@@ -131,6 +165,15 @@ class Grid:
         """Return every (model, variant) whose TTFT the run measures, each once."""
         return _unique(p for t in self.config["tables"] for p in self.ttft_variants(t))
 
+    def accuracy_cells(self) -> list[Cell]:
+        """Return the primary model's evaluations of what TTFT is measured of, in one mode."""
+        timed = {variant for model, variant in self.all_ttft() if model == self.primary}
+        for mode in ("limited", "cot"):
+            cells = [c for c in self.all_cells() if (c.model, c.mode) == (self.primary, mode)]
+            if timed & {split_seed(cell.variant)[0] for cell in cells}:
+                return cells
+        return []
+
     def ttft_groups(self) -> list[tuple[str, list[str]]]:
         """Return (model, variants) groups that one TTFT job measures beside dense."""
         size = self.config["ttft"]["variants_per_job"]
@@ -142,8 +185,12 @@ class Grid:
 
     def checkpoints_wanted(self) -> list[tuple[str, str]]:
         """Return every (model, variant) that the run makes a checkpoint of (dense is the base)."""
-        pairs = [(c.model, c.variant) for c in self.all_cells()] + self.all_ttft()
+        pairs = [(c.model, _checkpoint_id(c.variant)) for c in self.all_cells()] + self.all_ttft()
         return _unique(p for p in pairs if p[1] != "dense")
+
+    def tuned_wanted(self) -> list[tuple[str, str]]:
+        """Return those of `checkpoints_wanted` that are fine-tuned."""
+        return [(m, v) for m, v in self.checkpoints_wanted() if split_seed(v)[0].endswith("-ft")]
 
     def plans_wanted(self) -> list[tuple[str, str]]:
         """Return every (model, plan id) that the run makes."""
@@ -158,9 +205,14 @@ class Grid:
 
     def checkpoint(self, model: str, variant: str) -> str:
         """Return the folder of a variant's checkpoint; the base model's for dense."""
-        if variant == "dense":
+        name = _checkpoint_id(variant)
+        if name == "dense":
             return self.path(model, "base")
-        return self.path(model, "checkpoints", variant)
+        return self.path(model, "checkpoints", name)
+
+    def plan_file(self, model: str, variant: str) -> str:
+        """Return the plan that a variant's checkpoint is made by."""
+        return self.path(model, "plans", f"{plan_id(variant)}.json")
 
     def plan_inputs(self, model: str, plan: str) -> dict[str, Any]:
         """Return the files a plan is made from, by the name that the plan's rule knows them by."""
@@ -269,13 +321,19 @@ class Grid:
         folder = self.path("benchmarks") if source == "demo" else source
         return [str(Path(folder) / f"{dataset}.tsv") for dataset in self.datasets()]
 
-    def datasets(self) -> list[str]:
-        """Return VLMEvalKit's names of the run's benchmarks."""
-        return [BENCHMARKS[name].dataset for name in self.config["evaluation"]["benchmarks"]]
+    def datasets(self, benchmarks: list[str] | None = None) -> list[str]:
+        """Return VLMEvalKit's names of benchmarks (the run's by default)."""
+        names = self.config["evaluation"]["benchmarks"] if benchmarks is None else benchmarks
+        return [BENCHMARKS[name].dataset for name in names]
 
     def benchmark_files(self) -> list[str]:
         """Return the record of every prepared benchmark."""
         return [self.path("benchmarks", f"{dataset}.json") for dataset in self.datasets()]
+
+    def benchmark_groups(self) -> list[list[str]]:
+        """Return the run's benchmarks shared out among the evaluation jobs of a variant and mode."""
+        evaluation = self.config["evaluation"]
+        return shared_out(evaluation["benchmarks"], evaluation["groups"])
 
     def evaluation_files(self, cells: list[Cell] | None = None) -> list[str]:
         """Return the result files of `cells` (all cells by default)."""
@@ -284,6 +342,10 @@ class Grid:
             for c in (self.all_cells() if cells is None else cells)
             for name in self.config["evaluation"]["benchmarks"]
         ]
+
+    def outcome_files(self, cells: list[Cell] | None = None) -> list[str]:
+        """Return the tables of per-sample outcomes beside `evaluation_files`."""
+        return [f"{file.removesuffix('.json')}.parquet" for file in self.evaluation_files(cells)]
 
     def ttft_files(self, pairs: list[tuple[str, str]] | None = None) -> list[str]:
         """Return the TTFT files of (model, variant) `pairs` (all by default)."""
@@ -297,12 +359,46 @@ class Grid:
         """Return the result files that a table is made from."""
         return {
             "evaluations": self.evaluation_files(self.cells(table)),
+            "outcomes": self.outcome_files(self.cells(table)),
             "ttft": self.ttft_files(self.ttft_variants(table)),
         }
 
     def table_files(self, table: int) -> list[str]:
         """Return the files of a table in every format."""
-        return [self.path("tables", f"table{table}.{e}") for e in ("csv", "md", "tex", "html")]
+        return self._formats(f"table{table}")
+
+    def ttft_table_files(self) -> list[str]:
+        """Return the files of what TTFT comes with: decoding, memory, what was possible."""
+        return self._formats("ttft") if self.all_ttft() else []
+
+    def significance_tables(self) -> list[int]:
+        """Return the run's tables that compare methods."""
+        return [table for table in (2, 3, 5) if table in self.config["tables"]]
+
+    def significance_cells(self) -> list[Cell]:
+        """Return the evaluations that methods are compared by."""
+        return _unique(c for table in self.significance_tables() for c in self.cells(table))
+
+    def significance_files(self) -> list[str]:
+        """Return the files of the table of significance; none where no methods are compared."""
+        return self._formats("significance") if self.significance_tables() else []
+
+    def _formats(self, name: str) -> list[str]:
+        return [self.path("tables", f"{name}.{end}") for end in ("csv", "md", "tex", "html")]
+
+    def example_cells(self) -> list[Cell]:
+        """Return Dense and the main method, where both were evaluated in one mode (CoT first)."""
+        cells = self.all_cells()
+        for mode in ("cot", "limited"):
+            pair = [Cell(self.primary, variant, mode) for variant in ("dense", self.reference)]
+            if all(cell in cells for cell in pair):
+                return pair
+        return []
+
+    def example_files(self) -> list[str]:
+        """Return the sheet of examples, if the run has one."""
+        wanted = self.config["reporting"]["examples"] and self.example_cells()
+        return [self.path("examples", f"{self.primary}.html")] if wanted else []
 
     def figure_names(self) -> list[str]:
         """Return the figures that the run's tables have the data for."""
@@ -311,12 +407,14 @@ class Grid:
             names.append("figure3_finetuning")
         if self.scored_models():
             names.append("figure4_similarity")
-        tuned = [(m, v) for m, v in self.checkpoints_wanted() if v.endswith("-ft")]
+        tuned = self.tuned_wanted()
         names += [f"training_{variant}_{model}" for model, variant in tuned]
         if tuned:
             names.append("training_overview")
         if self.all_ttft():
-            names += ["ttft_speedup", "ttft_breakdown"]
+            names += ["ttft_speedup", "ttft_breakdown", "ttft_tokens"]
+        if self.accuracy_cells():
+            names.append("ttft_accuracy")
         return names
 
     def plan_figure_files(self) -> list[str]:
@@ -330,6 +428,17 @@ class Grid:
             for name in (self.figure_names() if names is None else names)
             for extension in ("svg", "pdf", "png")
         ]
+
+
+def _made_by_chance(variant: str) -> bool:
+    """Whether a checkpoint differs by seed: fine-tuned, or its layers drawn at random."""
+    name = split_seed(variant)[0]
+    return name.endswith("-ft") or _chosen_by_chance(name)
+
+
+def _checkpoint_id(variant: str) -> str:
+    """Return the variant whose checkpoint this one is evaluated with."""
+    return variant if _made_by_chance(variant) else split_seed(variant)[0]
 
 
 def _unique(items: Any) -> list[Any]:

@@ -151,12 +151,13 @@ def folder_digest(folder: str | Path, pattern: str = "*") -> str:
     return digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in files])
 
 
-def code_digest(folder: str | Path) -> str:
-    """Return a digest of the Python modules below `folder` that comments and layout don't change."""
+def code_digest(*places: str | Path) -> str:
+    """Return a digest of Python modules, and of those below folders; not of comments and layout."""
     trees = []
-    for path in sorted(Path(folder).rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        trees.append([path.name, ast.dump(tree)])
+    for place in map(Path, places):
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            trees.append([path.name, ast.dump(tree)])
     return digest(trees)
 
 

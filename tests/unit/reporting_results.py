@@ -2,8 +2,13 @@
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy
+import pandas
+
+from interlace.evaluation.outcomes import write_outcomes
 from interlace.io import write_json
 from interlace.reporting.paper import load_paper
 
@@ -43,6 +48,75 @@ def write_score(
     path = root / model / "evaluation" / variant / mode / f"{benchmark}.json"
     write_json(path, body | changes)
     return path
+
+
+def write_hits(
+    root: Path,
+    model: str,
+    variant: str,
+    mode: str,
+    benchmark: str,
+    hits: Sequence[float],
+    /,
+    questions: Sequence[str] | None = None,
+    **changes,
+) -> Path:
+    """Write one evaluation file and its outcomes; `hits` (0-1) are those of the rows.
+
+    `questions` of the rows; each is of its own by default.
+    """
+    names = [f"q{i}" for i in range(len(hits))] if questions is None else list(questions)
+    score = 100 * sum(hits) / len(hits)
+    path = write_score(
+        root, model, variant, mode, benchmark, score, **{"num_samples": len(hits)} | changes
+    )
+    table = pandas.DataFrame(
+        {
+            "index": [str(i) for i in range(len(hits))],
+            "question": names,
+            "prediction": "A",
+            "answer": "A",
+            "hit": [float(hit) for hit in hits],
+            "value": [float(hit) for hit in hits],
+            "weight": 1.0,
+            "empty": False,
+            "new_tokens": pandas.array([1] * len(hits), dtype="Int32"),
+            "finished": pandas.array([True] * len(hits), dtype="boolean"),
+        }
+    )
+    write_outcomes(path.with_suffix(".parquet"), table)
+    return path
+
+
+def write_run(root: Path, *, num_rows: int = 60, seeds: Sequence[int] = ()) -> list[Path]:
+    """Write what a run of all tables leaves behind, with outcomes: the evaluation files.
+
+    Questions have a difficulty that all variants share, as real ones do. `seeds`: further ones of
+    the fine-tuned variants.
+    """
+    skills = {"dense": 0.9, "dense-ft": 0.92, "wanda_2_4": 0.5, "magnitude_2_4": 0.45}
+    skills |= {"sleb-25": 0.4, "sleb-25-ft": 0.55, "consecutive-25-ft": 0.6, "random-25-ft": 0.65}
+    skills |= {"interlace_oa-25-ft": 0.78, "interlace_tn-25-ft": 0.8}
+    skills |= {f"interlace-{ratio}-ft": 1 - ratio / 150 for ratio in (10, 15, 20, 25)}
+    limited = {"dense", "dense-ft", "wanda_2_4", "magnitude_2_4", "sleb-25", "sleb-25-ft"}
+    tuned = [name for name in skills if name.endswith("-ft")]
+    variants = [*skills, *(f"{name}-s{seed}" for name in tuned for seed in seeds)]
+    files = []
+    for model in ("big", "small"):
+        for variant in variants:
+            base = variant.split("-s")[0] if variant not in skills else variant
+            if model == "small" and base != "dense" and "interlace-" not in base:
+                continue
+            modes = ["limited"] * (base in limited or base == "interlace-25-ft")
+            modes += ["cot"] * (base not in limited or base.startswith("dense"))
+            for mode in modes if model == "big" else ["cot"]:
+                for position, name in enumerate(load_paper().names):
+                    difficulty = numpy.random.default_rng(position).random(num_rows)
+                    luck = numpy.random.default_rng([position, *variant.encode()])
+                    noise = luck.normal(0, 0.1, num_rows)
+                    hits = difficulty + noise < skills[base] * (0.75 + 0.02 * position)
+                    files.append(write_hits(root, model, variant, mode, name, hits))
+    return files
 
 
 def write_timing(

@@ -173,7 +173,24 @@ MISTAKES = [
     (lambda c: c["evaluation"].update(grader={"kind": "none"}), "MIABench needs a grader"),
     (lambda c: c["evaluation"].update(grader={"kind": "openai"}), "needs base_url and model"),
     (lambda c: c["evaluation"].update(source="docs"), "AI2D_TEST.tsv: no such file"),
-    (lambda c: c["evaluation"].update(do_sample=True), "evaluation.temperature: needed"),
+    (
+        lambda c: c["evaluation"].update(
+            grader={"kind": "none", "extract": True}, benchmarks=["AI2D"]
+        ),
+        "evaluation.grader.extract: there is no grader",
+    ),
+    (
+        lambda c: c["evaluation"]["grader"].update(budget=5),
+        "evaluation.grader.price: budget needs it",
+    ),
+    (
+        lambda c: c["evaluation"].update(pixels={"OCRBench": {"max_pixels": 9000}}),
+        "evaluation.pixels.OCRBench.max_pixels: 9000 is below 102400",
+    ),
+    (
+        lambda c: c.update(experiments={"seeds": [1, 0]}),
+        "experiments.seeds: 0 is the run's own seed",
+    ),
     (lambda c: c["finetune"].update(deepspeed="x.json"), "x.json: no such file"),
 ]
 

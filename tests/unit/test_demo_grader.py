@@ -10,9 +10,10 @@ import urllib.request
 
 import pytest
 
-from interlace.demo.grader import MODEL, UnknownComponent, check, grade, running_grader
+from interlace.demo.grader import MODEL, UnknownComponent, check, grade, reply, running_grader
 from interlace.demo.scenes import draw_scene
 from interlace.demo.topics import TOPICS
+from interlace.evaluation import kit
 
 
 def judge_prompt(components: list[str], weights: list[int], response: str) -> str:
@@ -76,6 +77,47 @@ def test_an_unknown_component_is_refused_and_never_scored():
         grade(judge_prompt(["names the color red", "is polite"], [6, 4], "red"))
     with pytest.raises(UnknownComponent, match="not a judge prompt"):
         grade("Hello")
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("I think that what you see there is red, yes, very much so", "B"),
+        ("not Red but blue", "Z"),  # two of them
+        ("the answer is covered", "Z"),  # red only as a part of a word
+        ("dark  red!", "D"),
+        ("purple", "Z"),
+        ("", "Z"),
+        ("Answer: red\nYour output: ", "B"),
+    ],
+)
+def test_reads_a_choice_in_vlmevalkits_own_prompt(response, letter):
+    kit.load_vlmeval()  # which undoes what its import changes
+    from vlmeval.dataset.utils.multiple_choice import build_prompt
+    from vlmeval.smp.vlm import build_option_str
+
+    reds = {"A": "blue", "B": "red", "C": "light red"}
+    options = {**reds, "D": "dark red"} if letter == "D" else reds
+    options = {**options, "B": "bright red"} if letter == "D" else options
+    assert reply(build_prompt("Which?", build_option_str(options), response)) == letter
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("There is a red circle in the image.", "Yes"),
+        ("Yes and no.", "No"),
+        ("I don't see one.", "No"),
+        ("Red", "Unknown"),
+        ("", "Unknown"),
+    ],
+)
+def test_reads_yes_or_no_in_vlmevalkits_own_prompt(response, answer):
+    kit.load_vlmeval()
+    from vlmeval.dataset.utils.yorn import YOrN_match_prompt
+
+    line = {"question": "Is there a red circle in the image", "prediction": response}
+    assert reply(YOrN_match_prompt(line)) == answer
 
 
 def post(base: str, body: bytes, path: str = "/chat/completions"):

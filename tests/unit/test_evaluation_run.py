@@ -1,22 +1,25 @@
-"""evaluate() on a tiny random checkpoint: both engines, resume, limits, the grader and its key."""
+"""evaluate() on a tiny random checkpoint: both engines, outcomes, resume, limits, grader and key."""
 
 import json
 import logging
 import os
 import ssl
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
 from interlace.errors import InputError
-from interlace.evaluation import engine, kit, run
+from interlace.evaluation import kit, run
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.evaluation.outcomes import read_outcomes_file
+from interlace.evaluation.predictions import Prediction
 from interlace.evaluation.prepare import prepare_benchmarks
 from interlace.evaluation.run import evaluate
-from interlace.io import read_json
+from interlace.io import claimed, read_json
 from tests.tiny import make_tiny_checkpoint
-from tests.tiny_benchmarks import DATASETS, make_tiny_benchmarks, stub_grader
+from tests.tiny_benchmarks import DATASETS, GRADE, make_tiny_benchmarks, stub_grader
 
 SETTINGS = {"modes": {"limited": 6}, "batch_size": 3, "prompt": "dataset", "limit": None}
 CANARY = "sk-canary-0123456789abcdef"
@@ -31,7 +34,7 @@ def work(tmp_path_factory):
     return root
 
 
-def go(work, out, benchmarks, checkpoint=None, **settings):
+def go(work, out, benchmarks, checkpoint=None, seed=0, sampling_seed=None, **settings):
     evaluate(
         checkpoint or work / "model",
         benchmarks,
@@ -41,15 +44,41 @@ def go(work, out, benchmarks, checkpoint=None, **settings):
         model="tiny",
         variant="dense",
         mode="limited",
-        seed=0,
+        seed=seed,
+        sampling_seed=sampling_seed,
     )
     return {name: read_json(out / f"{name}.json") for name in benchmarks}
 
 
 def predictions(out, name):
-    (file,) = out.glob(f"work/{name}-*/predictions.jsonl")
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {index: text for line in lines for index, text in line["predictions"].items()}
+    (file,) = out.glob(f"work/{name}-*/predictions.tsv")
+    table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    return dict(zip(table["index"], table["prediction"], strict=True))
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Put a model that says what `text(index)` returns in the place of the real one."""
+
+    def replace(text):
+        class Parrot:
+            def __init__(self, *_):
+                pass
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                pass
+
+            def predict(self, benchmark, folder):
+                indices = kit.build_benchmark(benchmark, None).data["index"]
+                said = {str(i): Prediction(text(int(i)), 3, int(i) % 2 == 0) for i in indices}
+                return SimpleNamespace(predictions=said, seconds=1.0)
+
+        monkeypatch.setattr("interlace.evaluation.predictor.Predictor", Parrot)
+
+    return replace
 
 
 def openai(server, **changes):
@@ -58,6 +87,7 @@ def openai(server, **changes):
         "base_url": server.base_url,
         "model": "rules-1",
         "key_env": "TEST_GRADER_KEY",
+        "retries": 0,
         **changes,
     }
 
@@ -76,13 +106,16 @@ def test_both_engines_say_and_score_the_same_on_all_twelve(work, tmp_path):
         ours, reference = (found[e][name] for e in ("batched", "vlmevalkit"))
         for key in ("score", "interval", "num_samples", "empty_predictions"):
             assert ours[key] == reference[key], (name, key)
+        outcomes = read_outcomes_file(tmp_path / "batched" / f"{name}.parquet")
+        assert 100 * outcomes["value"].sum() / outcomes["weight"].sum() == pytest.approx(
+            ours["score"]
+        )
+        assert outcomes["new_tokens"].between(1, 6).all()
+        assert outcomes["prediction"].tolist() == [batched[i] for i in outcomes["index"]]
     assert len(set(texts)) > len(texts) / 4  # different pictures, different answers
     assert found["batched"]["MIABench"]["score"] == pytest.approx(50)
-    assert found["batched"]["MIABench"]["grader"] == {
-        "kind": "openai",
-        "model": "rules-1",
-        "ungraded": 0,
-    }
+    graded = found["batched"]["MIABench"]["grader"]
+    assert (graded["kind"], graded["model"], graded["ungraded"]) == ("openai", "rules-1", 0)
 
 
 def test_a_result_says_where_it_comes_from(work, tmp_path):
@@ -91,17 +124,18 @@ def test_a_result_says_where_it_comes_from(work, tmp_path):
     assert (result["model"], result["variant"], result["mode"]) == ("tiny", "dense", "limited")
     assert (result["benchmark"], result["dataset"]) == ("AI2D", "AI2D_TEST")
     assert (result["num_samples"], result["fixture"], result["partial"]) == (2, True, False)
-    assert result["grader"] == {"kind": "exact_matching", "model": None, "ungraded": 0}
+    assert (result["grader"]["kind"], result["grader"]["model"]) == ("exact_matching", None)
     assert result["generation"] == {
         "max_new_tokens": 6,
         "do_sample": False,
         "temperature": None,
+        "top_p": None,
+        "top_k": None,
         "prompt": "dataset",
         "min_pixels": None,
         "max_pixels": None,
         "dtype": "float32",
         "attention": "sdpa",
-        "batch_size": 3,
         "engine": "batched",
     }
     assert result["provenance"]["schema"] == "interlace/evaluation/1"
@@ -110,40 +144,53 @@ def test_a_result_says_where_it_comes_from(work, tmp_path):
     assert found["OCRBench"]["grader"]["kind"] == "none"
 
 
-def test_empty_answers_are_counted_though_a_table_cannot_tell(work, tmp_path, monkeypatch):
+def test_empty_and_unfinished_answers_are_counted(work, tmp_path, says):
     said = ["", " \n", *["None"] * 6]
-    monkeypatch.setattr(engine, "_generate_once", lambda model, samples, seed: said)
-    assert go(work, tmp_path, ["MMBench"], batch_size=8)["MMBench"]["empty_predictions"] == 2
+    says(lambda index: said[index % 1_000_000 + 2 * (index // 1_000_000)])
+    result = go(work, tmp_path, ["MMBench"])["MMBench"]
+    assert result["empty_predictions"] == 2
+    assert result["finished_share"] == 0.5
+    outcomes = read_outcomes_file(tmp_path / "MMBench.parquet")
+    assert outcomes["index"].tolist() == ["0", "1"]  # a question with its rotations is one outcome
+    assert outcomes["empty"].tolist() == [True, True]
+
+
+def test_a_table_above_a_gigabyte_has_no_pictures_in_it(work, tmp_path, says, monkeypatch):
+    says(lambda index: "ABCD"[index % 4])
+    monkeypatch.setattr("vlmeval.dataset.image_base.file_size", lambda *_: 2)  # gigabytes
+    prepare_benchmarks(["HRBench4K"], tmp_path / "lmu", str(work / "tsv"))
+    with kit.kit_environment(tmp_path / "lmu"):
+        assert "image" not in kit.build_benchmark(BENCHMARKS["HRBench4K"], None).data
+    found = {}
+    for name, root in (("whole", work), ("local", tmp_path)):
+        evaluate(
+            work / "model", ["HRBench4K"], root / "lmu", tmp_path / name, SETTINGS,
+            model="tiny", variant="dense", mode="limited", seed=0,
+        )  # fmt: skip
+        found[name] = read_outcomes_file(tmp_path / name / "HRBench4K.parquet")
+    assert found["local"]["question"].nunique() == found["whole"]["question"].nunique() == 2
+    columns = ["index", "prediction", "hit", "value", "weight"]
+    assert found["local"][columns].equals(found["whole"][columns])
 
 
 def test_what_is_predicted_is_not_predicted_again(work, tmp_path, monkeypatch):
     first = go(work, tmp_path, ["POPE"])
-    (file,) = tmp_path.glob("work/POPE-*/predictions.jsonl")
-    before = predictions(tmp_path, "POPE")
 
     def refuse(*_, **__):
         raise AssertionError("loaded again")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("interlace.decoder.load.load_model", refuse)
-        assert go(work, tmp_path, ["POPE"]) == first
-        with pytest.raises(AssertionError, match="loaded again"):
-            go(work, tmp_path, ["POPE"], modes={"limited": 5})
-    # Killed in the second batch: its line is torn, and the summary was never written.
-    (file.parent / "predictions.json").unlink()
-    (file.parent / "predictions.tsv").unlink()
-    kept = next(iter(before))
-    line = json.dumps({"predictions": {kept: "kept as it is"}, "seconds": 1.0})
-    file.write_text(line + "\n" + '{"predictions": {"1": "to', encoding="utf-8")
-    go(work, tmp_path, ["POPE"])
-    assert predictions(tmp_path, "POPE") == {**before, kept: "kept as it is"}
+    monkeypatch.setattr("interlace.evaluation.engine.load_model", refuse)
+    assert go(work, tmp_path, ["POPE"], batch_size=1, batch_tokens=100) == first
+    with pytest.raises(AssertionError, match="loaded again"):
+        go(work, tmp_path, ["POPE"], modes={"limited": 5})
 
 
 def test_another_checkpoint_is_another_folder(work, tmp_path):
     go(work, tmp_path / "out", ["AI2D"])
     other = make_tiny_checkpoint(tmp_path / "other", layers=4, seed=1)
     go(work, tmp_path / "out", ["AI2D"], checkpoint=other)
-    assert len(list((tmp_path / "out" / "work").glob("AI2D-*"))) == 2
+    folders = [path for path in (tmp_path / "out" / "work").glob("AI2D-*") if path.is_dir()]
+    assert len(folders) == 2
     digest = run.checkpoint_digest(other)
     (other / "README.md").write_text("a model card")
     assert run.checkpoint_digest(other) == digest
@@ -157,18 +204,18 @@ def test_a_limit_marks_its_result_and_keeps_rotations_together(work, tmp_path):
     assert (found["HRBench4K"]["num_samples"], found["HRBench4K"]["partial"]) == (3, True)
     frame = pd.DataFrame({"index": [0, 1, 1_000_000, 1_000_001, 2, 2_000_000]})
     for limit, kept in ((1, 3), (3, 3), (4, 3), (5, 5), (9, 6)):
-        assert len(run.limited(frame, BENCHMARKS["MMBench"], limit)) == kept
+        assert len(kit.limited(frame, BENCHMARKS["MMBench"], limit)) == kept
 
 
-def test_sampling_is_seeded_and_does_not_depend_on_resuming(work, tmp_path):
-    sampled = {"do_sample": True, "temperature": 1.5, "batch_size": 1}
-    torch.manual_seed(1)
-    go(work, tmp_path / "a", ["AI2D"], **sampled)
-    torch.manual_seed(2)
-    go(work, tmp_path / "b", ["AI2D"], **sampled)
-    assert predictions(tmp_path / "a", "AI2D") == predictions(tmp_path / "b", "AI2D")
-    go(work, tmp_path / "greedy", ["AI2D"])
-    assert predictions(tmp_path / "a", "AI2D") != predictions(tmp_path / "greedy", "AI2D")
+def test_sampling_has_a_seed_of_its_own(work, tmp_path):
+    sampled = {"decoding": "released", "temperature": 1.5}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(len(name))
+        result = go(work, tmp_path / name, ["AI2D"], sampling_seed=seed, **sampled)["AI2D"]
+        assert (result["seed"], result["generation"]["temperature"]) == (seed, 1.5)
+    a, b, c = (predictions(tmp_path / name, "AI2D") for name in "abc")
+    assert a == b
+    assert a != c
 
 
 @pytest.mark.parametrize(
@@ -177,10 +224,11 @@ def test_sampling_is_seeded_and_does_not_depend_on_resuming(work, tmp_path):
         (["MIABench"], {"grader": {"kind": "none"}}, "MIABench needs a grader"),
         (["MIABench"], {"grader": {"kind": "demo"}}, "base_url: empty"),
         (["AI2D"], {"engine": "vllm"}, "evaluation.engine: 'vllm' is unknown"),
+        (["AI2D"], {"decoding": "beam"}, "evaluation.decoding: 'beam' is unknown"),
         (["AI2D"], {"modes": {"cot": 9}}, "evaluation.modes: 'limited' is unknown"),
+        (["AI2D"], {"max_pixels": 4000}, "max_pixels: 4000 is below 4096"),
         (["OCRBench"], {"max_pixels": 50000}, "max_pixels: 50000 is below 102400"),
         (["AI2D"], {"min_pixels": 9000, "max_pixels": 8000}, "9000 is more than max_pixels"),
-        (["AI2D"], {"do_sample": True}, "evaluation.temperature: sampling needs one"),
         (["Chart"], {}, "benchmark 'Chart' is unknown"),
     ],
 )
@@ -190,15 +238,30 @@ def test_mistakes_are_refused_before_any_work(benchmarks, settings, line, work, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_grader_that_does_not_answer_is_named(work, tmp_path):
-    with stub_grader() as server:
-        address = server.base_url
-    with pytest.raises(InputError, match=f"{address} does not answer"):
-        go(work, tmp_path, ["MIABench"], grader={"kind": "demo", "base_url": address})
+def test_two_jobs_do_not_share_predictions(work, tmp_path):
+    go(work, tmp_path, ["AI2D"])
+    (folder,) = (path for path in tmp_path.glob("work/AI2D-*") if path.is_dir())
+    with (
+        claimed(folder),
+        pytest.raises(InputError, match=r"process [0-9]+ on .* is at work on it"),
+    ):
+        go(work, tmp_path, ["AI2D"])
 
 
-def test_ungraded_rows_are_an_error_and_graded_ones_are_kept(work, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
+def test_limits_of_single_benchmarks_reach_the_images(work, tmp_path):
+    pixels = {"AI2D": {"max_pixels": 4096}}
+    found = go(work, tmp_path, ["AI2D", "POPE"], pixels=pixels)
+    assert found["AI2D"]["generation"]["max_pixels"] == 4096
+    assert found["POPE"]["generation"]["max_pixels"] is None
+    smaller, plain = tmp_path / "smaller", tmp_path / "plain"
+    with torch.random.fork_rng():
+        go(work, smaller, ["AI2D"], pixels=pixels)
+        go(work, plain, ["AI2D"])
+    assert predictions(smaller, "AI2D") == predictions(tmp_path, "AI2D")
+
+
+def test_ungraded_rows_are_an_error_and_graded_ones_are_kept(work, tmp_path, says):
+    says(str)
 
     # the first call is graded, all others get prose that vlmeval would drop from the mean
     def answer(call):
@@ -209,31 +272,16 @@ def test_ungraded_rows_are_an_error_and_graded_ones_are_kept(work, tmp_path, mon
         )
 
     with stub_grader(answer) as server:
-        with pytest.raises(InputError, match=r"MIA-Bench: 1 of 2 rows were not graded by rules-1"):
+        with pytest.raises(InputError, match=r"MIA-Bench: 1 of 2 rows"):
             go(work, tmp_path, ["MIABench"], grader=openai(server))
         assert not (tmp_path / "MIABench.json").exists()
         calls = server.calls
         server.answer = lambda call: (
-            "score of component 1: 0/6, score of component 2: 0/4, total score: 0/10."
-        )
-        found = go(work, tmp_path, ["MIABench"], grader=openai(server, kind="demo", model=None))
-        assert server.calls == calls + 2  # another grader by name: asked about both rows
-        server.answer = lambda call: (
             "score of component 1: 3/6, score of component 2: 2/4, total score: 5/10."
         )
-        assert found["MIABench"]["grader"]["model"] == "stub-grader"
         found = go(work, tmp_path, ["MIABench"], grader=openai(server))
-        assert server.calls == calls + 3  # the one row that rules-1 had not graded
+        assert server.calls == calls + 1  # the one row that was not graded
     assert found["MIABench"]["score"] == pytest.approx(75)
-
-
-def test_a_refused_row_is_an_error(work, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    with (
-        stub_grader(lambda call: None) as server,
-        pytest.raises(InputError, match=r"2 of 2 rows were not graded .*index 0, 1"),
-    ):
-        go(work, tmp_path, ["MIABench"], grader=openai(server))
 
 
 def test_the_key_reaches_the_grader_and_nothing_else(work, tmp_path, monkeypatch, caplog, capfd):
@@ -241,11 +289,11 @@ def test_the_key_reaches_the_grader_and_nothing_else(work, tmp_path, monkeypatch
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.DEBUG, logger="vlmeval")
     environment = dict(os.environ)
-    with stub_grader() as server:
-        go(work, tmp_path, ["MIABench"], grader=openai(server))
+    with stub_grader(lambda call: GRADE if call <= 2 else "A") as server:
+        go(work, tmp_path, ["MIABench", "AI2D"], grader=openai(server, extract=True))
+        assert server.calls == 4
         assert server.keys == {f"Bearer {CANARY}"}
         assert server.models == {"rules-1"}
-    assert "API Key: [key]" in caplog.text  # vlmeval did try to log it
     written = capfd.readouterr()
     assert CANARY not in caplog.text + written.out + written.err
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -281,27 +329,7 @@ def test_prompts_may_be_vlmevalkits_or_the_datasets(work):
     assert custom[-1]["value"].endswith("Answer with the option letter only.")
 
 
-def test_collate_pads_on_the_left_and_joins_images():
-    def sample(length, patches):
-        return {
-            "input_ids": torch.full((1, length), 7),
-            "attention_mask": torch.ones(1, length, dtype=torch.long),
-            "pixel_values": torch.ones(patches, 3),
-            "image_grid_thw": torch.tensor([[1, 2, patches // 2]]),
-        }
-
-    text = {key: value for key, value in sample(1, 4).items() if key[:5] not in ("pixel", "image")}
-    batch = engine.collate([sample(2, 4), sample(4, 8), text], pad_token_id=9)
-    assert batch["input_ids"].tolist() == [[9, 9, 7, 7], [7] * 4, [9, 9, 9, 7]]
-    assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1] * 4, [0, 0, 0, 1]]
-    assert batch["pixel_values"].shape == (12, 3)
-    assert batch["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 4]]
-
-
-def test_batches_keep_to_rows_and_tokens():
-    def row(length):
-        return ("index", {"input_ids": torch.zeros(1, length)})
-
-    rows = [row(length) for length in (50, 30, 30, 10, 10, 10, 10)]
-    sizes = [len(batch) for batch in engine._batches(iter(rows), batch_size=3, batch_tokens=60)]
-    assert sizes == [1, 2, 3, 1]
+def test_results_are_plain_json(work, tmp_path):
+    go(work, tmp_path, ["OCRBench"])
+    text = (tmp_path / "OCRBench.json").read_text(encoding="utf-8")
+    assert json.loads(text)["outcomes"] == "OCRBench.parquet"

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from interlace.config import complete, load_schema
 from interlace.config_docs import SCHEMA
-from interlace.grid import Grid, plan_id, split_plan_id, variant_id
+from interlace.evaluation.benchmarks import BENCHMARKS, cost, shared_out
+from interlace.grid import Grid, plan_id, split_plan_id, split_seed, variant_id
 from interlace.selection.registry import METHODS, PRUNERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +93,55 @@ def test_every_plan_has_a_figure(paper):
     assert "results/paper/figures/figure2_sleb-25_qwen3_vl_8b.png" in paper.plan_figure_files()
     assert len(paper.plan_figure_files()) == 3 * 14
     assert set(paper.plan_figure_files()) < set(paper.figure_files())
+
+
+def test_seeds_repeat_what_chance_has_a_part_in(monkeypatch):
+    seeds = {"seeds": [1, 7], "baselines": ["wanda_2_4", "random", "sleb"], "ablations": ["random"]}
+    grid = make(monkeypatch, experiments=seeds, tables=[2])
+    variants = [cell.variant for cell in grid.cells(2)]
+    assert variants == [
+        "dense", "dense-ft", "dense-ft-s1", "dense-ft-s7", "wanda_2_4",
+        "random-25", "random-25-s1", "random-25-s7", "random-25-ft", "random-25-ft-s1",
+        "random-25-ft-s7", "sleb-25", "sleb-25-ft", "sleb-25-ft-s1", "sleb-25-ft-s7",
+        "interlace-25-ft", "interlace-25-ft-s1", "interlace-25-ft-s7",
+    ]  # fmt: skip
+    plans = [plan for _, plan in grid.plans_wanted()]
+    assert "random-25-s7" in plans
+    assert "sleb-25-s7" not in plans
+    assert (grid.seed("random-25-ft-s7"), grid.seed("random-25-ft")) == (7, 0)
+    assert grid.plan_file("m", "random-25-ft-s7").endswith("plans/random-25-s7.json")
+    assert grid.plan_file("m", "sleb-25-ft-s7").endswith("plans/sleb-25.json")
+    assert grid.checkpoint("m", "random-25-s7").endswith("checkpoints/random-25-s7")
+    assert not any(split_seed(variant)[1] for _, variant in grid.all_ttft())
+    assert set(grid.checkpoints_wanted()) == {("qwen3_vl_8b", v) for v in variants[1:]}
+    sampled = make(
+        monkeypatch,
+        experiments=seeds,
+        tables=[2],
+        evaluation={"decoding": "released", "benchmarks": ["AI2D"]},
+    )
+    assert "dense-s7" in [cell.variant for cell in sampled.cells(2)]
+    assert sampled.checkpoint("m", "dense-s7").endswith("m/base")
+    assert sampled.checkpoint("m", "sleb-25-s7").endswith("checkpoints/sleb-25")
+    assert sampled.checkpoints_wanted() == grid.checkpoints_wanted()
+
+
+@given(
+    names=st.lists(st.sampled_from(list(BENCHMARKS)), unique=True, min_size=1),
+    groups=st.integers(1, 12),
+)
+def test_benchmarks_are_shared_out_whole_and_once(names, groups):
+    found = shared_out(names, groups)
+    assert sorted(name for group in found for name in group) == sorted(names)
+    assert len(found) == min(groups, len(names))
+    assert all(group == [name for name in names if name in group] for group in found)
+
+
+def test_groups_of_the_paper_are_balanced(paper):
+    groups = paper.benchmark_groups()
+    costs = [sum(cost(name) for name in group) for group in groups]
+    assert len(groups) == 4
+    assert max(costs) < 1.25 * min(costs)
 
 
 def test_ids_round_trip():

@@ -12,6 +12,7 @@ from interlace.reporting.figure_ttft import draw_breakdown, ladder
 from interlace.reporting.figures import write_figure
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results, load_results
+from interlace.reporting.ttft_outputs import build_ttft_figures
 from tests.unit.reporting_results import (
     MODELS,
     STANDIN,
@@ -56,6 +57,40 @@ def test_figure_3_with_one_benchmark_and_with_none(tmp_path):
     assert "no Dense and Dense-FT scores" in texts(none)
 
 
+def figure_3_limits(root, dense, tuned, **changes):
+    files = [
+        write_score(root, "big", variant, "cot", name, score, **changes)
+        for variant, scores in (("dense", dense), ("dense-ft", tuned))
+        for name, score in zip(("AI2D", "POPE", "VStar"), scores, strict=True)
+    ]
+    figure = draw_figure3(load_results(files), "big", PAPER, "Label")
+    return [axes.get_ylim() for axes in figure.axes], texts(figure)
+
+
+def test_figure_3_shares_its_scale_or_says_that_it_does_not(tmp_path):
+    (left, right), said = figure_3_limits(tmp_path, (50, 50, 50), (45, 50, 60))
+    assert left == right
+    assert left[0] <= -10
+    assert left[1] >= 100 * 16.5 / 75.2, "the paper's ScienceQA"
+    assert "Not the scale" not in said
+    (left, right), said = figure_3_limits(tmp_path, (5, 50, 50), (50, 50, 60), partial=True)
+    assert left != right
+    assert "Not the scale of the left panel" in said
+    assert "Label (ours, parts of benchmarks)" in said
+
+
+def test_figure_3_stands_on_the_mean_of_the_seeds(tmp_path, monkeypatch):
+    scores = {"dense": 50.0, "dense-ft": 50.0, "dense-ft-s1": 60.0}
+    files = [write_score(tmp_path, "big", v, "cot", "AI2D", s) for v, s in scores.items()]
+    drawn = []
+    monkeypatch.setattr(
+        "interlace.reporting.figure_finetuning.draw_figure3",
+        lambda results, *rest: drawn.append(results) or plt.figure(),
+    )
+    build.build_figure3(files, tmp_path / "figure", standin=[], label="Label")
+    assert drawn[0].values("big", "dense-ft", "cot")["AI2D"].value == pytest.approx(55)
+
+
 def test_figure_3_is_about_one_model(tmp_path):
     files = [write_score(tmp_path, m, "dense", "cot", "AI2D", 50.0) for m in ("big", "small")]
     with pytest.raises(InputError, match="big, small"):
@@ -90,8 +125,9 @@ def test_all_figures_are_written_from_files(tmp_path):
     build.build_figure2(tmp_path / "plan.json", out / "figure2_a-12.5", **common)
     build.build_figure3(scores, out / "figure3", **common)
     build.build_figure4({"A": packs, "B": packs}, out / "figure4", standin=STANDIN)
-    build.build_ttft_figures(timings, out, models=MODELS, standin=STANDIN)
-    stems = ("figure2_a-12.5", "figure3", "figure4", "ttft_speedup", "ttft_breakdown")
+    build_ttft_figures(timings, out, models=MODELS, standin=STANDIN)
+    names = ("ttft_speedup", "ttft_breakdown", "ttft_tokens")
+    stems = ("figure2_a-12.5", "figure3", "figure4", *names)
     assert all(is_whole(out / stem) for stem in stems)
     assert len(list(out.iterdir())) == 3 * len(stems)
 
@@ -113,5 +149,5 @@ def test_scores_without_windows_are_refused(tmp_path):
 def test_no_timings_still_make_a_figure_that_says_so(tmp_path):
     figure = draw_breakdown(Results(), MODELS, PAPER, "interlace")
     assert "no TTFT measured" in texts(figure)
-    build.build_ttft_figures([], tmp_path, models=MODELS, standin=[])
+    build_ttft_figures([], tmp_path, models=MODELS, standin=[])
     assert is_whole(tmp_path / "ttft_speedup")

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,12 +14,15 @@ from transformers import AutoModelForImageTextToText
 from interlace.decoder.layers import decoder_layers, num_layers
 from interlace.decoder.load import load_model
 from interlace.errors import InputError
+from interlace.io import digest, read_json
 from interlace.training.freeze import apply_plan
 from interlace.training.run import finetune
+from interlace.training.trainer import LayerTrainer
 from tests.tiny import make_tiny_checkpoint
 from tests.unit.training_runs import (
     PLAN,
     PREFIX,
+    ROOT,
     SETTINGS,
     differing,
     in_process,
@@ -96,8 +102,6 @@ def test_the_same_seed_gives_the_same_weights(given, once, tmp_path):
 
 
 def test_numbers_of_every_step_can_be_read_while_it_runs(given, tmp_path, monkeypatch, capfd):
-    from interlace.training.trainer import LayerTrainer
-
     step = LayerTrainer.training_step
     seen = []
 
@@ -245,7 +249,119 @@ def test_a_step_of_which_nothing_can_be_used_is_one_without_a_gradient(given, tm
     }  # fmt: skip
     for name, weight in runs["fast"].items():
         torch.testing.assert_close(runs[recipe][name], weight, atol=1e-5, rtol=0)
-    assert training(tmp_path / recipe)["counts"]["failed"] == 12
+    done, told = training(tmp_path / recipe), losses(tmp_path / recipe)
+    assert done["counts"]["failed"] == told.count(None) == 12
+    shown = [loss for loss in told if loss is not None]
+    assert all(4 < loss < 8 for loss in shown)
+    assert (done["loss_first"], done["loss_last"]) == (shown[0], shown[-1])
+
+
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
+def test_a_step_is_the_mean_of_the_groups_that_are_left(given, tmp_path, recipe):
+    """Groups without a usable sample are as if they had not been drawn, in loss and gradient."""
+    spoil(given / "samples", tmp_path / "spoiled", 12)
+    spoil(given / "samples", tmp_path / "good", 12)
+    for file in (tmp_path / "good").glob("*/*.parquet"):
+        table = pq.read_table(file)
+        good = [
+            all(one["bytes"] != b"no image" for one in row or ())
+            for row in table["images"].to_pylist()
+        ]
+        pq.write_table(table.filter(good), file)
+    runs = [
+        tuned(
+            given, tmp_path / f"of {name}", samples=tmp_path / name, recipe=recipe, micro_batch=1,
+            accumulation=24, max_failed_share=1, learning_rate=1e-3, max_grad_norm=0.01,
+        )
+        for name in ("spoiled", "good")
+    ]  # fmt: skip
+    rows = [
+        json.loads((tmp_path / f"of {name}/training.jsonl").read_text())
+        for name in ("spoiled", "good")
+    ]
+    assert [row["samples"] for row in rows] == [12, 12]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=1e-5)
+    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
+    for name, weight in runs[1].items():
+        torch.testing.assert_close(runs[0][name], weight, atol=1e-5, rtol=0)
+
+
+def test_what_is_left_of_a_step_whose_loss_is_nan_keeps_its_size(given, tmp_path, monkeypatch):
+    """One of four groups is left out: the gradient is that of the other three, as the loss is."""
+    changes = {"micro_batch": 1, "accumulation": 24, "levers": {"packing": False}}
+    tuned(given, tmp_path / "whole", **changes)
+    without_finite_loss(monkeypatch, "tiny_vqa/train-00000-of-00002/1")
+    tuned(given, tmp_path / "out", **changes)
+    norms = [
+        json.loads((tmp_path / name / "training.jsonl").read_text())["grad_norm"]
+        for name in ("whole", "out")
+    ]
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+    monkeypatch.setattr(LayerTrainer, "_of_what_is_left", lambda self, loss, factor: loss * factor)
+    tuned(given, tmp_path / "small", **changes)
+    small = json.loads((tmp_path / "small/training.jsonl").read_text())["grad_norm"]
+    assert norms[1] == pytest.approx(small * 24 / 23, rel=1e-4)
+
+
+def test_workers_send_a_step_in_one_piece(given, once, tmp_path, monkeypatch):
+    import interlace.training.trainer as trainer
+
+    seen = []
+    unwrap = trainer.unwrap
+    monkeypatch.setattr(trainer, "unwrap", lambda parcel: seen.append(parcel) or unwrap(parcel))
+    assert not differing(tuned(given, tmp_path / "out", workers=1), once)
+    assert len(seen) == 6
+
+
+def test_only_what_was_drawn_counts_as_used(given, tmp_path):
+    tuned(given, tmp_path / "out", epochs=0.5)
+    record = json.loads((tmp_path / "out/interlace.json").read_text())
+    assert record["provenance"]["num_samples"] == record["training"]["counts"]["samples"] == 12
+
+
+def test_without_tensorboard_a_run_ends_as_well(given, once, tmp_path, monkeypatch):
+    import interlace.training.metrics as metrics
+
+    monkeypatch.setattr(metrics, "is_tensorboard_available", lambda: False)
+    assert not differing(tuned(given, tmp_path / "out"), once)
+    assert not (tmp_path / "out/tensorboard").exists()
+
+
+def test_a_checkpoint_has_its_name_only_with_all_its_files(given, tmp_path, monkeypatch):
+    import shutil
+
+    copyfile = shutil.copyfile
+
+    def full(source, target, **options):
+        if "tfevents" in str(source):
+            raise OSError("No space left on device")
+        return copyfile(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        tuned(given, tmp_path / "out", epochs=1 / 6)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_tells_nothing_of_the_machine(given, tmp_path, monkeypatch):
+    """Neither the host's name nor a path, in no file but the weights."""
+    monkeypatch.setattr("socket.gethostname", lambda: "canary-host")
+    for recipe in ("fast", "paper"):
+        out = tmp_path / recipe
+        tuned(given, out, recipe=recipe, epochs=1 / 6)
+        files = [path for path in out.rglob("*") if path.is_file()]
+        (events,) = out.glob("tensorboard/*")
+        assert re.fullmatch(r"events\.out\.tfevents\.\d+", events.name)
+        assert b"train/loss" in events.read_bytes()
+        for path in files:
+            assert "canary-host" not in str(path)
+            for word in (b"canary-host", bytes(tmp_path), bytes(given), bytes(ROOT)):
+                assert word not in path.read_bytes(), (path, word)
+    assert training(tmp_path / "fast")["deepspeed"] is None
+    file = Path(SETTINGS["deepspeed"])
+    assert training(tmp_path / "paper")["deepspeed"] == {
+        "file": file.name, "digest": digest(read_json(file))
+    }  # fmt: skip
 
 
 def test_a_sample_that_fails_in_every_epoch_counts_once(given, tmp_path):

@@ -58,7 +58,21 @@ def test_the_seed_and_the_epoch_decide_the_order():
     assert indices(0, 2)[50:] != indices(0)
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 4), (1, 7), (1.5, 11)])
+@pytest.mark.parametrize(("epochs", "steps"), [(0.5, 4), (1, 7), (1.5, 11), (1e-9, 1)])
 def test_a_fraction_of_an_epoch_is_that_share_of_its_steps(epochs, steps):
     sampler = StepSampler(50, 4, 2, epochs, seed=0)
     assert len(sampler) == len(list(sampler)) == steps
+    assert sampler.num_drawn == len({slot.index for step in sampler for slot in step})
+
+
+def test_a_product_of_floats_is_not_rounded_up_from_the_number_that_is_meant():
+    for hundredths in range(1, 301):
+        assert len(StepSampler(100, 1, 1, hundredths / 100, seed=0)) == hundredths
+
+
+@given(sizes, st.floats(0.01, 2))
+def test_the_samples_drawn_are_counted_over_all_ranks(given_sizes, epochs):
+    num_samples, group_size, accumulation, world_size, seed = given_sizes
+    steps = all_ranks(num_samples, group_size, accumulation, epochs, seed, world_size)
+    sampler = StepSampler(num_samples, group_size, accumulation, epochs, seed, 0, world_size)
+    assert sampler.num_drawn == len({slot.index for slots in steps for slot in slots})

@@ -43,6 +43,25 @@ def test_ranks_do_the_steps_of_one_process(given, tmp_path, processes, recipe):
     assert rows[-1]["samples"] < rows[0]["samples"]
 
 
+def test_ranks_leave_out_a_group_as_one_process_does(given, tmp_path):
+    """Groups of one, two a step, half of them spoilt: steps with two, one and none that are left."""
+    spoil(given / "samples", tmp_path / "spoiled", 12)
+    inputs = tmp_path / "given"
+    inputs.mkdir()
+    for name in ("base", "plan.json"):
+        (inputs / name).symlink_to(given / name)
+    (inputs / "samples").symlink_to(tmp_path / "spoiled")
+    changes = {"micro_batch": 1, "learning_rate": 1e-3, "max_failed_share": 1}
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    done = in_process(inputs, out, processes=2, accumulation=1, **changes)
+    assert done.returncode == 0, done.stderr
+    tuned(inputs, alone, accumulation=2, **changes)
+    told, expected = losses(out), losses(alone)
+    assert [loss is None for loss in told] == [loss is None for loss in expected]
+    assert None in told
+    assert [x for x in told if x] == pytest.approx([x for x in expected if x], abs=1e-5)
+
+
 def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
     """Rank 0 kills itself as soon as the third checkpoint is there."""
     changes = {"micro_batch": 2, "accumulation": 1, "processes": 2, "checkpoint_minutes": 0}
@@ -55,7 +74,7 @@ def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
         "from pathlib import Path\n"
         "def watch():\n"
         f"    root = Path({str(tmp_path)!r})\n"
-        "    while not list(root.glob('.out.trainer-*/zero3/checkpoint-3')):\n"
+        "    while not list(root.glob('.out.trainer-*/zero3-*/checkpoint-3')):\n"
         "        time.sleep(0.002)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if os.environ.get('RANK') == '0':\n"
@@ -65,7 +84,7 @@ def test_ranks_go_on_from_a_checkpoint(given, tmp_path):
         patch.setenv("PYTHONPATH", str(site))
         killed = in_process(given, tmp_path / "out", **changes)
     assert killed.returncode != 0
-    assert list(tmp_path.glob(".out.trainer-*/zero3/checkpoint-*"))
+    assert list(tmp_path.glob(".out.trainer-*/zero3-*/checkpoint-*"))
     again = in_process(given, tmp_path / "out", **changes)
     assert again.returncode == 0, again.stderr
     weights, expected = (

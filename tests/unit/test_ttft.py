@@ -4,11 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.decoder.load import load_model
+from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
-from interlace.evaluation import kit, ttft
+from interlace.evaluation import kit
 from interlace.evaluation.prepare import prepare_benchmarks
-from interlace.evaluation.ttft import first_token, measure_ttft, speedup_interval
+from interlace.evaluation.ttft import clock, first_token, measure_ttft, run, speedup_interval, turns
+from interlace.evaluation.ttft.clock import FirstToken
+from interlace.evaluation.ttft.decode import decode_rate
+from interlace.evaluation.ttft.roofline import Peaks
 from interlace.io import read_json
 from interlace.sparsity import kernels as kernels_module
 from interlace.sparsity.two_four import prune_two_four
@@ -16,7 +19,8 @@ from tests.tiny import make_tiny_checkpoint
 from tests.tiny_benchmarks import make_tiny_benchmarks
 
 DATASETS = ("ChartQA_TEST", "OCRBench")
-SETTINGS = {"device": "cpu", "samples": 2, "warmup": 1, "repeats": 3, "attention": "sdpa"}
+SETTINGS = {"device": "cpu", "samples": 2, "warmup": 1, "repeats": 2, "attention": "sdpa"}
+SETTINGS |= {"decode_tokens": 3}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,18 @@ def work(tmp_path_factory):
     return root
 
 
+@pytest.fixture(autouse=True)
+def quick_peaks(monkeypatch):
+    monkeypatch.setattr(run.roofline, "measure_peaks", lambda *_: Peaks(1e9, 1e9))
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """Every look at the clock is a second later than the one before."""
+    looks = iter(range(10**9))
+    monkeypatch.setattr(clock, "now", lambda: float(next(looks)))
+
+
 def measure(work, out, variants, benchmarks=("ChartQA",), **settings):
     paths = {name: work / name for name in variants}
     measure_ttft(
@@ -47,6 +63,19 @@ def measure(work, out, variants, benchmarks=("ChartQA",), **settings):
     )
 
 
+@pytest.fixture(scope="module")
+def prompt(work):
+    """A dense model and a prompt of ChartQA as VLMEvalKit makes it."""
+    from interlace.evaluation.model import LocalQwen3VL
+
+    model = load_model(work / "dense")
+    with kit.kit_environment(work / "lmu"):
+        preparer = LocalQwen3VL(model, load_processor(work / "dense"))
+        dataset = kit.build_dataset("ChartQA_TEST")
+        message = preparer.message(dataset, dataset.data.iloc[0])
+        return model, preparer.prepare(message, "ChartQA_TEST")
+
+
 def test_every_variant_gets_a_file_per_benchmark(work, tmp_path):
     threads = torch.get_num_threads()
     measure(work, tmp_path, ["pruned", "third"], ["ChartQA", "OCRBench"])
@@ -58,19 +87,31 @@ def test_every_variant_gets_a_file_per_benchmark(work, tmp_path):
     result = read_json(tmp_path / "pruned" / "OCRBench.json")
     assert (result["model"], result["variant"]) == ("tiny", "pruned")
     assert (result["num_samples"], result["fixture"], result["threads"]) == (2, True, 1)
+    assert result["loaded_together"] == ["dense", "pruned", "third"]
+    assert (result["dense"]["num_layers"], result["pruned"]["num_layers"]) == (6, 4)
     mean = np.mean([sample["dense_s"] for sample in result["samples"]])
     assert result["dense"]["mean_s"] == pytest.approx(mean)
     assert result["speedup"] == pytest.approx(mean / result["pruned"]["mean_s"])
     low, high = result["speedup_interval"]
     assert low <= result["speedup"] <= high
-    for side in ("dense", "pruned"):
-        split = result["split"][side]
-        assert 0 < split["vision_s"] < result[side]["mean_s"]
-        assert sum(split.values()) == pytest.approx(result[side]["mean_s"])
+    for side, folder in (("dense", "dense"), ("pruned", "pruned")):
+        found, split = result[side], result["split"][side]
+        assert all(split[f"{stage}_s"] > 0 for stage in ("vision", "projector", "decoder"))
+        assert sum(split.values()) == pytest.approx(found["mean_s"])
+        assert result["end_to_end"][side]["mean_s"] > result["preprocessing"]["mean_s"] > 0
+        assert found["decode_tokens_per_s"] > 0
+        weights = (work / folder / "model.safetensors").stat().st_size
+        assert found["weights_disk_bytes"] == weights
+        assert 0.8 * weights < found["weights_loaded_bytes"] < weights  # without the file's header
+        assert found["peak_memory_bytes"] > found["weights_loaded_bytes"]
+    assert "resident set" in result["memory_kind"]
+    assert result["machine"]["cpu_cores"] >= 1
+    assert result["clocks"] == {"before": None, "after": None}
     # OCRBench's 96x64 px become at least 102400 px: 100 tokens of 32x32 px or more
     assert all(sample["visual_tokens"] >= 96 for sample in result["samples"])
     chart = read_json(tmp_path / "pruned" / "ChartQA.json")
     assert all(sample["visual_tokens"] < 10 for sample in chart["samples"])
+    assert chart["roofline"]["speedup"] > 1
     # the same samples whatever the variant
     third = read_json(tmp_path / "third" / "ChartQA.json")
     assert [s["index"] for s in chart["samples"]] == [s["index"] for s in third["samples"]]
@@ -106,42 +147,101 @@ def test_results_say_what_kernels_they_are_of(work, tmp_path, monkeypatch):
     assert seen == ["auto", "auto"]
 
 
-def test_models_take_turns_in_a_changing_order_after_a_warm_up(work, tmp_path, monkeypatch):
+def fake_passes(monkeypatch):
+    """Passes that take a second a layer, one of them in the vision tower; return who ran."""
     seen = []
 
     def fake(model, inputs):
         layers = model.config.text_config.num_hidden_layers
         seen.append(layers)
-        return 0, float(layers), 1.0
+        stages = {"vision": 1.0, "projector": 0.0, "decoder": layers - 1.0}
+        return FirstToken(0, float(layers), stages | {"first_sampling": 0.0, "rest": 0.0})
 
-    monkeypatch.setattr(ttft, "first_token", fake)
+    monkeypatch.setattr(turns, "first_token", fake)
+    monkeypatch.setattr(turns, "decode_rate", lambda model, inputs, tokens: 10.0)
+    return seen
+
+
+def test_models_take_turns_in_a_changing_order_after_a_warm_up(work, tmp_path, monkeypatch, capsys):
+    seen = fake_passes(monkeypatch)
     measure(work, tmp_path, ["pruned", "third"], samples=1, repeats=20, warmup=2)
     assert seen[:6] == [6, 4, 5, 6, 4, 5]
     rounds = [tuple(seen[i : i + 3]) for i in range(6, len(seen), 3)]
-    assert len(rounds) == 20
+    assert len(rounds) == 21  # the last one from the image file
     assert {tuple(sorted(r)) for r in rounds} == {(4, 5, 6)}
     assert len(set(rounds)) > 3
     result = read_json(tmp_path / "pruned" / "ChartQA.json")
     assert result["speedup"] == pytest.approx(6 / 4)
-    assert result["split"]["pruned"] == {"vision_s": 1.0, "decoder_s": 3.0}
+    assert result["speedup_of_medians"]["ratio"] == pytest.approx(6 / 4)
+    assert result["decoder_speedup"] == {
+        "ratio": pytest.approx(5 / 3),
+        "interval": pytest.approx([5 / 3, 5 / 3]),
+    }
+    split = result["split"]["pruned"]
+    assert (split["vision_s"], split["decoder_s"]) == (1.0, 3.0)
+    # 6 layers over 4, with a second of each layer's in the vision tower: not what the depths say
+    printed = capsys.readouterr().out
+    assert "check this: tiny pruned: the decoder is 1.667x as fast" in printed
+    assert "check this: tiny third" not in printed
 
 
-def test_the_token_is_the_one_that_generate_would_give(work):
-    from interlace.decoder.load import load_processor
-    from interlace.evaluation.model import LocalQwen3VL
+def test_a_shape_is_warmed_up_once(work, tmp_path, monkeypatch):
+    seen = fake_passes(monkeypatch)
+    # ChartQA's three pictures are of two sizes, and its questions of one length
+    measure(work, tmp_path, ["pruned"], samples=3, repeats=1, warmup=5)
+    assert len(seen) == 2 * (5 * 2 + 3 * (1 + 1))
 
-    model = load_model(work / "dense")
-    with kit.kit_environment(work / "lmu"):
-        preparer = LocalQwen3VL(model, load_processor(work / "dense"))
-        dataset = kit.build_dataset("ChartQA_TEST")
-        message = preparer.message(dataset, dataset.data.iloc[0])
-        inputs = preparer.prepare(message, "ChartQA_TEST")
-    token, seconds, vision = first_token(model, inputs)
+
+def test_what_does_not_fit_together_is_loaded_in_groups(work, tmp_path, monkeypatch, capsys):
+    fake_passes(monkeypatch)
+    monkeypatch.setattr("interlace.scoring.memory.free_bytes", lambda device: 1)
+    measure(work, tmp_path, ["pruned", "third"], samples=1)
+    assert "2 groups, each beside dense: pruned; third" in capsys.readouterr().out
+    for name in ("pruned", "third"):
+        result = read_json(tmp_path / name / "ChartQA.json")
+        assert result["loaded_together"] == ["dense", name]
+
+
+def test_stages_are_marked_where_they_begin_and_end(prompt, ticks):
+    model, inputs = prompt
+    found = first_token(model, inputs)
+    mergers = 1 + len(model.model.visual.deepstack_merger_list)
+    assert found.stages == {
+        "vision": mergers + 1.0,  # a look before and after each of them
+        "projector": float(mergers),
+        "decoder": 1.0,
+        "first_sampling": 1.0,
+        "rest": 3.0,  # from the first look to the marks, to the decoder, and after the last
+    }
+    assert sum(found.stages.values()) == found.seconds
+
+
+def test_a_prompt_without_an_image_spends_nothing_on_vision(prompt, ticks):
+    model, inputs = prompt
+    words = inputs["input_ids"][:, -4:]
+    found = first_token(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
+    assert found.stages["vision"] == found.stages["projector"] == 0
+    assert found.stages["decoder"] == 1
+
+
+def test_the_token_is_the_one_that_generate_would_give(prompt):
+    model, inputs = prompt
+    found = first_token(model, inputs)
     generated = model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    assert token == int(generated[0, -1])
-    assert 0 < vision < seconds
-    assert not model.model.visual._forward_hooks
-    assert not model.model.visual._forward_pre_hooks
+    assert found.token == int(generated[0, -1])
+    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooked
+
+
+def test_decoding_is_timed_after_the_first_token_and_through_an_end_of_text(prompt, ticks):
+    model, inputs = prompt
+    eos = model.generation_config.eos_token_id
+    generated = model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    try:
+        model.generation_config.eos_token_id = int(generated[0, -1])  # the first token would end it
+        assert decode_rate(model, inputs, 7) == 1.0
+    finally:
+        model.generation_config.eos_token_id = eos
 
 
 def test_mistakes_are_refused(work, tmp_path):
@@ -149,14 +249,23 @@ def test_mistakes_are_refused(work, tmp_path):
         measure(work, tmp_path, ["pruned"], repeats=0)
     with pytest.raises(InputError, match=r"POPE\.json: no such file; prepare"):
         measure(work, tmp_path, ["pruned"], ["POPE"])
-    with pytest.raises(InputError, match="max_pixels: 1024 is below 102400"):
-        measure(work, tmp_path, ["pruned"], ["OCRBench"], max_pixels=1024)
+    with pytest.raises(InputError, match="max_pixels: 50176 is below 102400"):
+        measure(work, tmp_path, ["pruned"], ["OCRBench"], max_pixels=50176)
     foreign = load_model(make_tiny_checkpoint(work / "foreign", layers=2))
     foreign.resize_token_embeddings(foreign.config.text_config.vocab_size + 16)
     foreign.save_pretrained(work / "foreign")
     with pytest.raises(InputError, match="foreign: its vocabulary has another size"):
         measure(work, tmp_path, ["foreign"])
     assert not list(tmp_path.iterdir())
+
+
+def test_images_are_read_within_the_benchmark_s_own_limits(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
+    pixels = {"ChartQA": {"min_pixels": 65536}}
+    measure(work, tmp_path, ["pruned"], samples=1, pixels=pixels)
+    result = read_json(tmp_path / "pruned" / "ChartQA.json")
+    assert result["min_pixels"] == 65536
+    assert result["samples"][0]["visual_tokens"] >= 64
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20), st.floats(0.5, 4))

@@ -10,7 +10,8 @@ from tests.workflow.run import ROOT, snakemake
 
 JOBS_OF_THE_PAPER = {
     "base_model": 2, "plan_samples": 1, "draw_samples": 1, "score_windows": 2, "score_sleb": 1, "plan": 14,
-    "finetune": 14, "prune": 1, "sparsify": 2, "evaluate": 22, "table": 6,
+    "finetune": 14, "prune": 1, "sparsify": 2, "table": 6,
+    **{f"evaluate_{group}": 22 for group in (1, 2, 3, 4)}, "significance": 1, "example_sheet": 1,
 }  # fmt: skip
 
 
@@ -47,9 +48,9 @@ def test_every_gpu_job_states_gpu_memory_and_runtime(monkeypatch):
         )
         workflow.dag().summary()
         jobs = list(workflow._workflow.dag.jobs)
-    stages = ("score_", "finetune", "prune", "sparsify", "evaluate", "ttft_")
+    stages = ("score_", "finetune", "prune", "sparsify", "evaluate_", "ttft_")
     gpu_jobs = [job for job in jobs if job.rule.name.startswith(stages)]
-    assert len(gpu_jobs) == 2 + 1 + 14 + 1 + 2 + 22 + 13
+    assert len(gpu_jobs) == 2 + 1 + 14 + 1 + 2 + 4 * 22 + 13
     for job in gpu_jobs:
         assert job.resources["gpu"] == 1, job
         assert job.resources["mem_mb"] >= 64000, job
@@ -76,6 +77,7 @@ def test_the_slurm_profile_bounds_no_cores():
         "ttft",
         "tables",
         "figures",
+        "examples",
         "report",
         "table1",
         "table2",

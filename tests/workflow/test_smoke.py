@@ -68,12 +68,16 @@ def test_tables_figures_and_report_are_there_and_say_stand_in(undisturbed):
         for extension in ("csv", "md", "tex", "html"):
             text = (folder / "tables" / f"table{number}.{extension}").read_text()
             assert "stand-in" in text, f"table{number}.{extension}"
+    for name in ("significance", "ttft"):
+        assert "stand-in" in (folder / "tables" / f"{name}.md").read_text()
+    assert "stand-in" in (folder / "examples" / "standin_8b.html").read_text()
     figures = [p for p in (folder / "figures").iterdir() if p.is_file()]
     names = {p.stem for p in figures}
     assert names == {
         *(f"figure2_{plan}_standin_8b" for plan in ("interlace-25", "sleb-25", "random-25", "dense")),
         "figure2_interlace-25_standin_4b",
         "figure3_finetuning", "figure4_similarity", "ttft_speedup", "ttft_breakdown",
+        "ttft_tokens", "ttft_accuracy",
         *(f"training_{variant}-ft_standin_8b"
           for variant in ("interlace-25", "sleb-25", "random-25", "dense")),
         "training_interlace-25-ft_standin_4b", "training_overview",
@@ -82,7 +86,7 @@ def test_tables_figures_and_report_are_there_and_say_stand_in(undisturbed):
     assert list((folder / "figures" / "samples").glob("*.png"))
     report = (folder / "report.html").read_text()
     assert "This run is a stand-in" in report
-    for category in ("Tables", "Figures", "Samples", "Audit of the paper"):
+    for category in ("Tables", "Figures", "Samples", "Examples", "Audit of the paper"):
         assert category in report
 
 
@@ -103,6 +107,7 @@ def test_every_result_says_where_it_comes_from(undisturbed):
         (folder / "standin_8b/evaluation/dense/limited/MIABench.json").read_text()
     )
     assert evaluation["fixture"] is True
+    assert evaluation["grader"]["kind"] == "demo"
     assert evaluation["grader"]["model"] == "demo-rules-grader"
 
 

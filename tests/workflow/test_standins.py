@@ -29,7 +29,7 @@ def test_dense_is_well_above_chance_and_below_the_ceiling(name, benchmarks, tmp_
         settings = {
             "modes": {"limited": 50},
             "batch_size": 32,
-            "grader": {"kind": "openai", "base_url": address, "model": grader},
+            "grader": {"kind": "demo", "base_url": address, "model": grader},
         }
         evaluate(
             tmp_path / "base", list(BENCHMARKS), benchmarks, tmp_path / "out", settings,

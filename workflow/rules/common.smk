@@ -10,6 +10,7 @@ from interlace.config import complete, load_schema, standin_reasons
 from interlace.demo.models import BASE_MODELS
 from interlace.environment import accelerator_missing, key_missing, share_package
 from interlace.errors import InputError
+from interlace.evaluation.settings import deciding
 from interlace.grid import Grid
 from interlace.io import code_digest
 from interlace.sampling.settings import plan_settings, sample_settings, subset_settings
@@ -34,8 +35,16 @@ config["standin"] = STANDIN
 SEED = CONFIG["seed"]
 # Cheap stages run again when their code changes; a GPU-day is not repeated for a comment.
 CODE = {
-    room: code_digest(Path(SOURCE, "interlace", room))
-    for room in ("demo", "selection", "reporting")
+    room: code_digest(*(Path(SOURCE, "interlace", place) for place in places))
+    for room, places in {
+        "demo": ["demo"],
+        "selection": ["selection"],
+        "reporting": [
+            "reporting",
+            "evaluation/intervals.py",
+            "evaluation/outcomes.py",
+        ],
+    }.items()
 }
 BENCHMARKS = CONFIG["evaluation"]["benchmarks"]
 RESOURCES = CONFIG["resources"]
@@ -44,8 +53,9 @@ LOGS = GRID.path("logs")
 
 wildcard_constraints:
     model="|".join(GRID.models),
-    plan="[a-z0-9_]+(-[0-9]+)?",
-    variant="[a-z0-9_]+(-[0-9]+)?(-ft)?",
+    plan="[a-z0-9_]+(-[0-9]+)?(-s[0-9]+)?",
+    tuned="[a-z0-9_]+(-[0-9]+)?-ft(-s[0-9]+)?",
+    variant="[a-z0-9_]+(-[0-9]+)?(-ft)?(-s[0-9]+)?",
     mode="cot|limited",
     table="[1-6]",
 
@@ -53,7 +63,7 @@ wildcard_constraints:
 onstart:
     # Only what the jobs at hand need: samples can be drawn on a machine without a GPU.
     jobs = list(workflow.dag.needrun_jobs())
-    evaluates = any(job.rule.name == "evaluate" for job in jobs)
+    evaluates = any(job.rule.name.startswith("evaluate_") for job in jobs)
     on_gpu = workflow.local_exec and any(job.resources.get("gpu") for job in jobs)
     missing = [
         key_missing(CONFIG, BENCHMARKS) if evaluates else None,

@@ -24,34 +24,47 @@ rule prepare_benchmarks:
         "../scripts/prepare_benchmarks.py"
 
 
-rule evaluate:
-    input:
-        checkpoint=lambda w: GRID.checkpoint(w.model, w.variant),
-        benchmarks=GRID.benchmark_files(),
-    output:
-        [
-            GRID.path("{model}", "evaluation", "{variant}", "{mode}", f"{name}.json")
-            for name in BENCHMARKS
-        ],
-    log:
-        f"{LOGS}/{{model}}/evaluate/{{variant}}-{{mode}}.log",
-    priority: 10
-    conda:
-        "../../envs/evaluate.yaml"
-    threads: RESOURCES["evaluate"]["threads"]
-    resources:
-        gpu=RESOURCES["evaluate"]["gpu"],
-        mem_mb=RESOURCES["evaluate"]["mem_mb"],
-        runtime=RESOURCES["evaluate"]["runtime"],
-    params:
-        settings=CONFIG["evaluation"],
-        dtype=lambda w: CONFIG["models"][w.model]["dtype"],
-        benchmarks=BENCHMARKS,
-        seed=SEED,
-    message:
-        "Evaluate {wildcards.variant} of {wildcards.model}, mode {wildcards.mode}"
-    script:
-        "../scripts/evaluate.py"
+# One job per variant, mode and group of benchmarks: the groups share out the cost.
+for _index, _group in enumerate(GRID.benchmark_groups(), start=1):
+
+    rule:
+        name:
+            f"evaluate_{_index}"
+        input:
+            checkpoint=lambda w: GRID.checkpoint(w.model, w.variant),
+            benchmarks=[
+                GRID.path("benchmarks", f"{dataset}.json")
+                for dataset in GRID.datasets(_group)
+            ],
+        output:
+            [
+                GRID.path(
+                    "{model}", "evaluation", "{variant}", "{mode}", f"{name}.{end}"
+                )
+                for end in ("json", "parquet")
+                for name in _group
+            ],
+        log:
+            f"{LOGS}/{{model}}/evaluate/{{variant}}-{{mode}}-{_index}.log",
+        priority: 10
+        conda:
+            "../../envs/evaluate.yaml"
+        threads: RESOURCES["evaluate"]["threads"]
+        resources:
+            gpu=RESOURCES["evaluate"]["gpu"],
+            mem_mb=RESOURCES["evaluate"]["mem_mb"],
+            runtime=RESOURCES["evaluate"]["runtime"],
+        params:
+            # The script reads all settings: what only changes the time is no reason to run again.
+            settings=deciding(CONFIG["evaluation"]),
+            dtype=lambda w: CONFIG["models"][w.model]["dtype"],
+            benchmarks=_group,
+            seed=SEED,
+            sampling_seed=lambda w: GRID.seed(w.variant),
+        message:
+            "Evaluate {wildcards.variant} of {wildcards.model}, mode {wildcards.mode}"
+        script:
+            "../scripts/evaluate.py"
 
 
 rule evaluation:

@@ -117,11 +117,17 @@ rule figures_ttft:
             GRID.path("figures", "ttft_breakdown.svg"),
             caption="../report/ttft_breakdown.rst",
             category="Figures",
-            labels={"figure": "TTFT, vision and decoder", "model": "all", "plan": ""},
+            labels={"figure": "TTFT, where time goes", "model": "all", "plan": ""},
+        ),
+        report(
+            GRID.path("figures", "ttft_tokens.svg"),
+            caption="../report/ttft_tokens.rst",
+            category="Figures",
+            labels={"figure": "TTFT by visual tokens", "model": "all", "plan": ""},
         ),
         [
             GRID.path("figures", f"ttft_{kind}.{extension}")
-            for kind in ("speedup", "breakdown")
+            for kind in ("speedup", "breakdown", "tokens")
             for extension in ("pdf", "png")
         ],
     log:
@@ -143,24 +149,62 @@ rule figures_ttft:
         "../scripts/figures_ttft.py"
 
 
-rule figure_training:
+rule figure_ttft_accuracy:
     input:
-        GRID.path("{model}", "checkpoints", "{plan}-ft"),
+        evaluations=GRID.evaluation_files(GRID.accuracy_cells()),
+        outcomes=GRID.outcome_files(GRID.accuracy_cells()),
+        ttft=GRID.ttft_files([p for p in GRID.all_ttft() if p[0] == GRID.primary]),
     output:
         report(
-            GRID.path("figures", "training_{plan}-ft_{model}.svg"),
+            GRID.path("figures", "ttft_accuracy.svg"),
+            caption="../report/ttft_accuracy.rst",
+            category="Figures",
+            labels={
+                "figure": "Accuracy against TTFT",
+                "model": GRID.primary,
+                "plan": "",
+            },
+        ),
+        GRID.path("figures", "ttft_accuracy.pdf"),
+        GRID.path("figures", "ttft_accuracy.png"),
+    log:
+        f"{LOGS}/figure_ttft_accuracy.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        model=GRID.primary,
+        label=CONFIG["models"][GRID.primary]["label"],
+        seed=SEED,
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Accuracy against TTFT"
+    script:
+        "../scripts/figure_ttft_accuracy.py"
+
+
+rule figure_training:
+    input:
+        GRID.path("{model}", "checkpoints", "{tuned}"),
+    output:
+        report(
+            GRID.path("figures", "training_{tuned}_{model}.svg"),
             caption="../report/training.rst",
             category="Fine-tuning",
             labels={
                 "curves": "loss, learning rate, gradient norm, speed",
                 "model": "{model}",
-                "plan": "{plan}",
+                "plan": "{tuned}",
             },
         ),
-        GRID.path("figures", "training_{plan}-ft_{model}.pdf"),
-        GRID.path("figures", "training_{plan}-ft_{model}.png"),
+        GRID.path("figures", "training_{tuned}_{model}.pdf"),
+        GRID.path("figures", "training_{tuned}_{model}.png"),
     log:
-        f"{LOGS}/training/{{plan}}-ft_{{model}}.log",
+        f"{LOGS}/training/{{tuned}}_{{model}}.log",
     conda:
         "../../envs/report.yaml"
     threads: 1
@@ -172,18 +216,14 @@ rule figure_training:
         standin=STANDIN,
         code=CODE["reporting"],
     message:
-        "Curves of fine-tuning {wildcards.model} by plan {wildcards.plan}"
+        "Curves of fine-tuning {wildcards.model}: {wildcards.tuned}"
     script:
         "../scripts/figure_training.py"
 
 
 rule figure_training_overview:
     input:
-        [
-            GRID.checkpoint(m, v)
-            for m, v in GRID.checkpoints_wanted()
-            if v.endswith("-ft")
-        ],
+        [GRID.checkpoint(m, v) for m, v in GRID.tuned_wanted()],
     output:
         report(
             GRID.path("figures", "training_overview.svg"),
@@ -206,11 +246,7 @@ rule figure_training_overview:
         mem_mb=1000,
         runtime=10,
     params:
-        runs=[
-            (CONFIG["models"][m]["label"], v)
-            for m, v in GRID.checkpoints_wanted()
-            if v.endswith("-ft")
-        ],
+        runs=[(CONFIG["models"][m]["label"], v) for m, v in GRID.tuned_wanted()],
         standin=STANDIN,
         code=CODE["reporting"],
     message:

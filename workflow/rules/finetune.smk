@@ -1,19 +1,18 @@
 # Plans -> checkpoints: layers dropped, chosen layers tuned; or 2:4 sparse weights.
 
+from interlace.training.recipe import of_the_weights
+
 
 rule finetune:
     input:
         base=GRID.path("{model}", "base"),
-        plan=lambda w: GRID.path(w.model, "plans", f"{w.plan}.json"),
+        plan=lambda w: GRID.plan_file(w.model, w.tuned),
         samples=GRID.path("samples"),
         vision=lambda w: GRID.vision_inputs(w.model),
-        deepspeed=[
-            CONFIG["finetune"][key] for key in ("deepspeed", "deepspeed_offload")
-        ],
     output:
-        directory(GRID.path("{model}", "checkpoints", "{plan}-ft")),
+        directory(GRID.path("{model}", "checkpoints", "{tuned}")),
     log:
-        f"{LOGS}/{{model}}/finetune/{{plan}}-ft.log",
+        f"{LOGS}/{{model}}/finetune/{{tuned}}.log",
     priority: 40
     conda:
         "../../envs/model.yaml"
@@ -24,10 +23,11 @@ rule finetune:
         mem_mb=RESOURCES["finetune"]["mem_mb"],
         runtime=RESOURCES["finetune"]["runtime"],
     params:
-        settings=CONFIG["finetune"],
-        seed=SEED,
+        # What decides the weights. The script reads all settings, where no rerun follows.
+        settings=of_the_weights(CONFIG["finetune"]),
+        seed=lambda w: GRID.seed(w.tuned),
     message:
-        "Fine-tune {wildcards.model} by plan {wildcards.plan}"
+        "Fine-tune {wildcards.model}: {wildcards.tuned}"
     script:
         "../scripts/finetune.py"
 
@@ -41,7 +41,7 @@ rule prune:
     log:
         f"{LOGS}/{{model}}/prune/{{plan}}.log",
     wildcard_constraints:
-        plan="[a-z0-9_]+-[0-9]+",
+        plan="[a-z0-9_]+-[0-9]+(-s[0-9]+)?",
     priority: 40
     conda:
         "../../envs/model.yaml"
@@ -51,9 +51,8 @@ rule prune:
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
     params:
-        settings=CONFIG["finetune"],
         dtype=lambda w: CONFIG["models"][w.model]["dtype"],
-        seed=SEED,
+        seed=lambda w: GRID.seed(w.plan),
     message:
         "Prune {wildcards.model} by plan {wildcards.plan}, no tuning"
     script:

@@ -18,7 +18,7 @@ rule plan:
         runtime=10,
     params:
         settings=CONFIG["plan"],
-        seed=SEED,
+        seed=lambda w: GRID.seed(w.plan),
         code=CODE["selection"],
     message:
         "Plan {wildcards.plan} for {wildcards.model}"

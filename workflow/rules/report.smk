@@ -25,6 +25,7 @@ rule report:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.examples.input,
         rules.samples.input,
         config=rules.effective_config.output,
     output:
@@ -42,4 +43,4 @@ rule report:
     message:
         "Report: {output}"
     shell:
-        "{params.python:q} -m snakemake tables figures samples --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"
+        "{params.python:q} -m snakemake tables figures examples samples --nolock --cores 1 --configfile {input.config:q} --report {output:q} > {log:q} 2>&1"

@@ -1,4 +1,5 @@
-# The paper's six tables, ours beside the paper's, and the audit of the paper's own numbers.
+# The paper's six tables, ours beside the paper's, which methods differ, and the audit of the paper's
+# own numbers.
 
 
 rule table:
@@ -20,18 +21,55 @@ rule table:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=4000,
+        runtime=30,
     params:
         models=CONFIG["models"],
         experiments=CONFIG["experiments"],
         benchmarks=BENCHMARKS,
         standin=STANDIN,
+        intervals=CONFIG["reporting"]["intervals"],
+        seed=SEED,
         code=CODE["reporting"],
     message:
         "Table {wildcards.table}"
     script:
         "../scripts/table.py"
+
+
+rule significance:
+    input:
+        evaluations=GRID.evaluation_files(GRID.significance_cells()),
+        outcomes=GRID.outcome_files(GRID.significance_cells()),
+    output:
+        report(
+            GRID.path("tables", "significance.html"),
+            caption="../report/significance.rst",
+            category="Tables",
+            labels={"table": "differences between methods"},
+        ),
+        GRID.path("tables", "significance.csv"),
+        GRID.path("tables", "significance.md"),
+        GRID.path("tables", "significance.tex"),
+    log:
+        f"{LOGS}/significance.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        tables=GRID.significance_tables(),
+        models=CONFIG["models"],
+        experiments=CONFIG["experiments"],
+        standin=STANDIN,
+        seed=SEED,
+        code=CODE["reporting"],
+    message:
+        "Which methods differ: paired intervals and p-values"
+    script:
+        "../scripts/significance.py"
 
 
 rule audit:
@@ -62,6 +100,8 @@ rule audit:
 rule tables:
     input:
         [GRID.table_files(t) for t in CONFIG["tables"]],
+        GRID.significance_files(),
+        GRID.ttft_table_files(),
         rules.audit.output,
     message:
         "Tables are written"

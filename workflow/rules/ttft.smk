@@ -27,7 +27,7 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
             settings=CONFIG["ttft"],
             evaluation={
                 k: CONFIG["evaluation"][k]
-                for k in ("prompt", "min_pixels", "max_pixels")
+                for k in ("prompt", "min_pixels", "max_pixels", "pixels")
             },
             dtype=CONFIG["models"][_model]["dtype"],
             benchmarks=BENCHMARKS,
@@ -38,8 +38,42 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
             "../scripts/ttft.py"
 
 
+rule table_ttft:
+    input:
+        GRID.ttft_files(),
+    output:
+        report(
+            GRID.path("tables", "ttft.html"),
+            caption="../report/table_ttft.rst",
+            category="Tables",
+            labels={"table": "TTFT"},
+        ),
+        GRID.path("tables", "ttft.csv"),
+        GRID.path("tables", "ttft.md"),
+        GRID.path("tables", "ttft.tex"),
+    log:
+        f"{LOGS}/table/ttft.log",
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        models=CONFIG["models"],
+        intervals=CONFIG["reporting"]["intervals"],
+        seed=SEED,
+        standin=STANDIN,
+        code=CODE["reporting"],
+    message:
+        "Table of TTFT"
+    script:
+        "../scripts/table_ttft.py"
+
+
 rule ttft:
     input:
         GRID.ttft_files(),
+        GRID.ttft_table_files(),
     message:
         "TTFT is measured"

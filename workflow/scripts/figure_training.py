@@ -9,6 +9,6 @@ with script_log(snakemake.log[0], snakemake.threads):
         Path(snakemake.input[0]),
         Path(snakemake.output[0]).with_suffix(""),
         model=snakemake.params.label,
-        variant=f"{snakemake.wildcards.plan}-ft",
+        variant=snakemake.wildcards.tuned,
         standin=snakemake.params.standin,
     )

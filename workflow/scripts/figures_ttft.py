@@ -3,7 +3,7 @@ from pathlib import Path
 from interlace.logs import script_log
 
 with script_log(snakemake.log[0], snakemake.threads):
-    from interlace.reporting.build import build_ttft_figures
+    from interlace.reporting.ttft_outputs import build_ttft_figures
 
     build_ttft_figures(
         [Path(p) for p in snakemake.input],

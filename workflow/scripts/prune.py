@@ -10,7 +10,7 @@ with script_log(snakemake.log[0], snakemake.threads):
         Path(snakemake.input.plan),
         None,
         Path(snakemake.output[0]),
-        snakemake.params.settings | {"tune": False},
+        {"tune": False},
         model=snakemake.wildcards.model,
         variant=snakemake.wildcards.plan,
         seed=snakemake.params.seed,

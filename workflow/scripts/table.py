@@ -12,5 +12,7 @@ with script_log(snakemake.log[0], snakemake.threads):
         models=snakemake.params.models,
         experiments=snakemake.params.experiments,
         standin=snakemake.params.standin,
+        intervals=snakemake.params.intervals,
+        seed=snakemake.params.seed,
         stem=Path(snakemake.output[0]).with_suffix(""),
     )

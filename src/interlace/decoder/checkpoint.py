@@ -1,8 +1,10 @@
 """Save a model as a plain Hugging Face checkpoint, whole and proven, or not at all."""
 
 import dataclasses
+import errno
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,15 @@ def save_checkpoint(
     state_dict: Mapping[str, torch.Tensor] | None = None,
     files: Mapping[str, str] | None = None,
     probe: Probe | None = None,
+    copy_files: Mapping[str, Path] | None = None,
 ) -> None:
     """Write safetensors, config, processor, model card and interlace.json to the folder `out`.
 
     `info` is the body of interlace.json; `loads_with` (the stock class), `num_layers` and `digest`
     (of the weights) are added.
     `state_dict` holds the weights where `model` itself does not (partitioned by ZeRO-3), and
-    `probe` then must hold its logits. `files` are further texts by name. The folder is reloaded
+    `probe` then must hold its logits. `files` are further texts, `copy_files` copies of files, by name in
+    the checkpoint. The folder is reloaded
     and compared with the probe before it gets its name; RuntimeError if it differs.
     """
     out = Path(out)
@@ -91,9 +95,13 @@ def save_checkpoint(
         }
         for name, text in (files or {}).items():
             write_text(partial / name, text)
+        for name, source in (copy_files or {}).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial / name)
         write_text(partial / "README.md", model_card(info))
         write_json(partial / "interlace.json", info)
-        _sync(partial)
+        sync(partial)
+    sync(out.parent, files=[])
 
 
 def verify_checkpoint(
@@ -132,11 +140,19 @@ def _logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.
     return logits.float().cpu() if logits.dtype != torch.float64 else logits.cpu()
 
 
-def _sync(folder: Path) -> None:
-    # A rename can reach the disk before the bytes of the files do.
-    for path in folder.iterdir():
+def sync(folder: Path, files: Sequence[str] | None = None) -> None:
+    """Wait until a folder's list of names, and its files (None: all below it), are on the disk.
+
+    A rename can reach the disk before the bytes of the files do. Disks that cannot sync a folder
+    keep the order of its names themselves, or not at all.
+    """
+    below = folder.rglob("*") if files is None else (folder / name for name in files)
+    for path in [*below, folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(descriptor)

@@ -1,8 +1,9 @@
-"""A grader for the demo's MIA-Bench that needs no language model: rules behind an OpenAI address.
+"""A grader for the demo that needs no language model: rules behind an OpenAI address.
 
 MIA-Bench asks a judge to score each component of an instruction. The components of the demo's
 MIA-Bench can be checked by rules, so a loopback server reads the judge's prompt and answers in the
-form VLMEvalKit parses. It says in its name what it is, and refuses what it can not check.
+form VLMEvalKit parses. In the same way it reads a choice, or yes or no, out of an answer that exact
+matching could not. It says in its name what it is, and refuses what it can not check.
 
     python -m interlace.demo.grader --port-file FILE
 """
@@ -101,6 +102,45 @@ def grade(prompt: str) -> str:
     return ", ".join([*parts, total]) + f". Graded by rules ({ABOUT})."
 
 
+def choose(options: dict[str, str], response: str) -> str:
+    """Return the letter of the one option that a response names in whole words, or Z."""
+    said = f" {' '.join(_words(response))} "
+    named = [
+        letter
+        for letter, option in options.items()
+        if _words(option) and f" {' '.join(_words(option))} " in said
+    ]
+    return named[0] if len(named) == 1 else "Z"
+
+
+def agree(response: str) -> str:
+    """Return No where a response negates, Yes where it affirms, else Unknown."""
+    text = response.lower()
+    if re.search(r"\b(no|not|none|never|nothing|cannot|\w+n't)\b", text):
+        return "No"
+    return "Yes" if re.search(r"\b(yes|there (is|are)|it is|correct|true)\b", text) else "Unknown"
+
+
+def reply(prompt: str) -> str:
+    """Answer a prompt of VLMEvalKit's judges: a choice, yes or no, or `grade`.
+
+    The first two are vlmeval's `build_prompt` (dataset.utils.multiple_choice) and
+    `YOrN_match_prompt` (dataset.utils.yorn). Raises UnknownComponent for any other prompt.
+    """
+    asked = prompt.partition("Example 3: \n")[2]
+    choice = re.fullmatch(
+        r"Question: .*\?\nOptions: There are several options: \n((?:[A-Z]\. .*\n)+)"
+        r"\nAnswer: (.*)\nYour output: ",
+        asked,
+        re.DOTALL,
+    )
+    if choice:
+        lines = re.findall(r"^([A-Z])\. (.*)$", choice[1], re.MULTILINE)
+        return choose(dict(lines), choice[2])
+    yes_no = re.fullmatch(r"Question: .*\?\nAnswer: (.*)\nYour output: ", asked, re.DOTALL)
+    return agree(yes_no[1]) if yes_no else grade(prompt)
+
+
 def _prompt_of(body: dict) -> str:
     """The text of the last user message; content is a string or a list of parts."""
     messages = body.get("messages")
@@ -146,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.rstrip("/") != "/v1/chat/completions":
             return self._refuse(404, f"no such path: {self.path}")
         try:
-            answer = grade(_prompt_of(json.loads(raw)))
+            answer = reply(_prompt_of(json.loads(raw)))
         except json.JSONDecodeError as error:
             return self._refuse(400, f"the request is not JSON: {error}")
         except UnknownComponent as error:

@@ -135,6 +135,43 @@ def get_benchmark(name: str) -> Benchmark:
         ) from None
 
 
+# Rows of the official file and visual tokens of a typical image: estimates, which only decide how
+# benchmarks are shared out among jobs.
+_SIZES = {
+    "AI2D": (3088, 400),
+    "ChartQA": (2500, 500),
+    "OCRBench": (1000, 400),
+    "TextVQA": (5000, 800),
+    "MMBench": (4876, 200),
+    "POPE": (5127, 300),
+    "RealWorldQA": (765, 1500),
+    "HRBench4K": (800, 8000),
+    "HRBench8K": (800, 16384),
+    "VStar": (191, 3500),
+    "MIABench": (400, 1000),
+    "ScienceQA": (2017, 250),
+}
+_ANSWER_COST = 2000
+"""What generating an answer costs, in visual tokens: an estimate as well."""
+
+
+def cost(name: str) -> int:
+    """Return about what a benchmark costs to evaluate, in visual tokens of prefill."""
+    rows, visual_tokens = _SIZES[name]
+    return rows * (visual_tokens + _ANSWER_COST)
+
+
+def shared_out(names: Sequence[str], groups: int) -> list[list[str]]:
+    """Return `names` in at most `groups` groups of about the same cost, each in the given order.
+
+    The costliest benchmark goes first, each to the group that has the least so far.
+    """
+    found: list[list[str]] = [[] for _ in range(min(groups, len(names)))]
+    for name in sorted(names, key=lambda name: (-cost(name), name)):
+        min(found, key=lambda group: sum(cost(n) for n in group)).append(name)
+    return [sorted(group, key=list(names).index) for group in found]
+
+
 def by_dataset(dataset: str) -> Benchmark:
     """Return the benchmark whose VLMEvalKit dataset is `dataset`; InputError otherwise."""
     try:
@@ -145,16 +182,22 @@ def by_dataset(dataset: str) -> Benchmark:
         ) from None
 
 
+def asks_grader(benchmark: Benchmark, extract: bool) -> bool:
+    """Return whether a grader reads a benchmark's answers, with or without `extract`."""
+    return benchmark.needs_grader or (extract and benchmark.exact_matching)
+
+
 def check_graders(benchmarks: Sequence[str], grader: dict[str, Any] | None) -> None:
     """Raise InputError if a benchmark needs a grading model and `grader` does not describe one.
 
     `grader` is the config's `evaluation.grader`. Kind `demo` is complete without an address, which
     the demo fills in when its server runs; an address on this machine needs no key.
     """
-    asked = [name for name in benchmarks if get_benchmark(name).needs_grader]
+    grader = grader or {"kind": "none"}
+    extract = bool(grader.get("extract"))
+    asked = [name for name in benchmarks if asks_grader(get_benchmark(name), extract)]
     if not asked:
         return
-    grader = grader or {"kind": "none"}
     kind, names = grader.get("kind"), ", ".join(asked)
     if kind == "demo":
         return

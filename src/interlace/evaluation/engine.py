@@ -1,198 +1,165 @@
-"""Predictions: in batches by default, or by VLMEvalKit's own loop, the reference.
-
-Both use VLMEvalKit's prompts, image handling and decoding (`LocalQwen3VL`); greedy in float32 they
-give the same strings.
-"""
+"""The batched engine: one copy of a model that answers rows, and what it answered on the disk."""
 
 import contextlib
-import json
-import os
-import pickle
+import copy
+import functools
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 
+from interlace.data.seeds import derive_seed
+from interlace.decoder.load import default_device, load_model, load_processor
+from interlace.evaluation.batches import Room, Row
+from interlace.evaluation.benchmarks import Benchmark
+from interlace.evaluation.generate import decoding_of, generate
 from interlace.evaluation.model import LocalQwen3VL
-from interlace.io import digest
-from interlace.progress import track
+from interlace.evaluation.predictions import Prediction, PredictionStore
+from interlace.evaluation.settings import generation, pixel_limits
+from interlace.io import digest, file_digest
 
-Inputs = dict[str, torch.Tensor]
-
-# One row per image patch or image; everything else is one row per token and padded on the left.
-_PER_IMAGE = ("pixel_values", "image_grid_thw")
-
-
-class PredictionStore:
-    """Predictions on disk, a JSON line per batch, so that a kill costs at most the batch at work."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.predictions: dict[str, str] = {}
-        self.seconds = 0.0
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        whole = 0
-        with self.path.open("rb") as handle:
-            for line in handle:
-                if not line.endswith(b"\n"):
-                    break
-                batch = json.loads(line)
-                self.predictions.update(batch["predictions"])
-                self.seconds += batch["seconds"]
-                whole += len(line)
-        # A line without its end was being written when the process died.
-        os.truncate(self.path, whole)
-
-    def add(self, predictions: dict[str, str], seconds: float) -> None:
-        """Append a batch and wait until it is on the disk."""
-        line = json.dumps({"predictions": predictions, "seconds": seconds}, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        self.predictions.update(predictions)
-        self.seconds += seconds
+# A prompt as VLMEvalKit's datasets build it: parts of type image (a path) and text.
+Message = list[dict[str, str]]
 
 
-def predict_batched(
-    model: LocalQwen3VL,
-    dataset: Any,
-    store: PredictionStore,
-    *,
-    batch_size: int,
-    batch_tokens: int,
-    seed: int,
-) -> None:
-    """Add to `store` a prediction for every row of `dataset` that it lacks.
+class Prompt(NamedTuple):
+    """A row's index, its prompt, and a name of its pictures, the same for the same bytes."""
 
-    Longest rows first, at most `batch_size` rows and about `batch_tokens` prompt tokens (padding
-    included) at a time. `seed` counts only when sampling; it is mixed with a batch's rows.
+    index: str
+    message: Message
+    images: str
+
+
+# Finished rows are written together, at most so many seconds after the first of them.
+FLUSH_S = 2.0
+# Where the settings name none.
+BATCH_SIZE, BATCH_TOKENS = 64, 65536
+
+
+class Engine:
+    """One copy of a checkpoint on one device, loaded when the first answer is missing.
+
+    `settings` are the config's evaluation section with `dtype`, `attention` and `device`;
+    `modes[mode]` of them is how many tokens an answer may have.
     """
-    name = dataset.dataset_name
-    messages = {}
-    for position in range(len(dataset.data)):
-        line = dataset.data.iloc[position]
-        if str(line["index"]) not in store.predictions:
-            messages[str(line["index"])] = model.message(dataset, line)
-    order = sorted(messages, key=lambda index: _size(model, messages[index]), reverse=True)
-    prepared = ((index, model.prepare(messages[index], name)) for index in order)
-    done = track(prepared, f"{name} predictions", total=len(order), unit="rows")
-    start = time.perf_counter()
-    for batch in _batches(done, batch_size, batch_tokens):
-        indices = [index for index, _ in batch]
-        texts = _generate(model, [inputs for _, inputs in batch], _seed(seed, name, indices))
-        end = time.perf_counter()
-        store.add(dict(zip(indices, texts, strict=True)), end - start)
-        start = end
+
+    def __init__(self, checkpoint: Path, settings: dict[str, Any], mode: str, seed: int) -> None:
+        self.checkpoint, self.settings, self.mode, self.seed = checkpoint, settings, mode, seed
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """The checkpoint, as transformers loads it."""
+        get = self.settings.get
+        return load_model(
+            self.checkpoint,
+            get("dtype", "float32"),
+            default_device(self.settings),
+            get("attention", "sdpa"),
+        )
+
+    @functools.cached_property
+    def processor(self) -> Any:
+        """The checkpoint's processor."""
+        return load_processor(self.checkpoint)
+
+    def kit_model(self, benchmark: Benchmark, with_weights: bool = True) -> LocalQwen3VL:
+        """Return VLMEvalKit's model for a benchmark; without weights it only makes prompts."""
+        made_with = generation(self.settings, self.mode, benchmark)
+        low, high = pixel_limits(self.settings, benchmark.name)
+        return LocalQwen3VL(
+            self.model if with_weights else None,
+            self.processor if with_weights else None,
+            max_new_tokens=made_with["max_new_tokens"],
+            do_sample=made_with["do_sample"],
+            temperature=made_with["temperature"],
+            custom_prompt=made_with["prompt"] == "custom",
+            min_pixels=low,
+            max_pixels=high,
+        )
+
+    def answer(
+        self, benchmark: Benchmark, prompts: Iterable[Prompt], store: PredictionStore
+    ) -> Iterator[int]:
+        """Add a prediction to `store` for each prompt; yield how many were added, as they are.
+
+        Prompts are best given as `ordered` puts them.
+        """
+        kit_model = self.kit_model(benchmark)
+        # Rows are prepared by another thread, and a fast tokenizer serves one thread at a time.
+        tokenizer = copy.deepcopy(self.processor.tokenizer)
+        decoding = decoding_of(self.model, kit_model.generate_kwargs, tokenizer.pad_token_id)
+        get = self.settings.get
+        room = Room(
+            int(get("batch_size") or BATCH_SIZE),
+            int(get("batch_tokens") or BATCH_TOKENS),
+            decoding.max_new_tokens,
+        )
+
+        def row(prompt: Prompt) -> Row:
+            names = benchmark.dataset, prompt.index
+            return Row(
+                prompt.index,
+                lambda: kit_model.prepare(prompt.message, benchmark.dataset),
+                derive_seed(self.seed, *names) if decoding.samples else None,
+                prompt.images,
+            )
+
+        rows = [row(prompt) for prompt in prompts]
+        done: dict[str, Prediction] = {}
+        last = first = time.perf_counter()
+        # While a GPU generates, the next batch is prepared. The CPU's cores are at work themselves.
+        ahead = room.tokens if self.model.device.type == "cuda" else 0
+        with contextlib.closing(generate(self.model, rows, decoding, room, ahead)) as finished:
+            try:
+                for row in finished:
+                    text = tokenizer.decode(
+                        row.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
+                    if not done:
+                        first = time.perf_counter()
+                    done[row.index] = Prediction(text, len(row.tokens), row.finished)
+                    if time.perf_counter() - first >= FLUSH_S:
+                        now = time.perf_counter()
+                        store.add(done, now - last)
+                        last, count, done = now, len(done), {}
+                        yield count
+            finally:  # what an error or a stop leaves behind is not lost
+                if done:
+                    store.add(done, time.perf_counter() - last)
+        if done:
+            yield len(done)
 
 
-def _size(model: LocalQwen3VL, message: list[dict[str, str]]) -> tuple[int, int]:
-    """Return (pixels after the model's limits, characters): the order of prompt lengths, cheaply."""
-    pixels, characters = 0, 0
-    for part in message:
-        if part["type"] != "image":
-            characters += len(part["value"])
-            continue
-        with Image.open(part["value"]) as image:
-            area = image.width * image.height
-        area = max(area, model.min_pixels or 0)
-        pixels += min(area, model.max_pixels or area)
-    return pixels, characters
+def ordered(
+    prompts: Iterable[tuple[str, Message]], low: int | None, high: int | None
+) -> list[Prompt]:
+    """Return (index, message) pairs as prompts, about the longest first, those of an image together.
+
+    An image counts a token per 32 x 32 pixels (patches of 16, merged two by two) after the limits
+    `low` and `high`; text one per four characters.
+    """
+    made, tokens = [], {}
+    for index, message in prompts:
+        images = [Path(part["value"]) for part in message if part["type"] == "image"]
+        characters = sum(len(part["value"]) for part in message if part["type"] != "image")
+        count = characters / 4
+        for path in images:
+            with Image.open(path) as image:
+                pixels = max(image.width * image.height, low or 0)
+            count += min(pixels, high or pixels) / 32**2
+        name = digest([file_digest(path) for path in images]) if images else f"no image {index}"
+        made.append((count, Prompt(index, message, name)))
+        tokens[name] = max(tokens.get(name, 0.0), count)
+    made.sort(key=lambda each: (-tokens[each[1].images], each[1].images, -each[0]))
+    return [prompt for _, prompt in made]
 
 
-def _batches(
-    rows: Iterator[tuple[str, Inputs]], batch_size: int, batch_tokens: int
-) -> Iterator[list[tuple[str, Inputs]]]:
-    batch: list[tuple[str, Inputs]] = []
-    longest = 0
-    for row in rows:
-        length = row[1]["input_ids"].shape[1]
-        full = len(batch) == batch_size or max(longest, length) * (len(batch) + 1) > batch_tokens
-        if batch and full:
-            yield batch
-            batch, longest = [], 0
-        batch.append(row)
-        longest = max(longest, length)
-    if batch:
-        yield batch
-
-
-def collate(samples: list[Inputs], pad_token_id: int) -> Inputs:
-    """Return one batch from single prompts: tokens padded on the left, images one after another."""
-    width = max(sample["input_ids"].shape[1] for sample in samples)
-    batch = {}
-    for key in dict.fromkeys(key for sample in samples for key in sample):
-        values = [sample[key] for sample in samples if key in sample]
-        if key not in _PER_IMAGE:
-            fill = pad_token_id if key == "input_ids" else 0
-            pads = [(width - value.shape[1], 0) for value in values]
-            values = [
-                torch.nn.functional.pad(value, pad, value=fill)
-                for value, pad in zip(values, pads, strict=True)
-            ]
-        batch[key] = torch.cat(values)
-    return batch
-
-
-def _seed(seed: int, dataset: str, indices: list[str]) -> int:
-    """Return a seed for one batch that does not depend on what was generated before it."""
-    return int(digest([seed, dataset, indices]), 16) >> 1
-
-
-@contextlib.contextmanager
-def _seeded(model: LocalQwen3VL, seed: int) -> Iterator[None]:
-    device = model.model.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _generate(model: LocalQwen3VL, samples: list[Inputs], seed: int) -> list[str]:
-    try:
-        return _generate_once(model, samples, seed)
-    except torch.cuda.OutOfMemoryError:
-        if len(samples) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(samples) // 2
-    return _generate(model, samples[:half], seed) + _generate(model, samples[half:], seed)
-
-
-def _generate_once(model: LocalQwen3VL, samples: list[Inputs], seed: int) -> list[str]:
-    tokenizer = model.processor.tokenizer
-    batch = collate(samples, tokenizer.pad_token_id)
-    batch = {key: value.to(model.model.device) for key, value in batch.items()}
-    with _seeded(model, seed):
-        output = model.model.generate(**batch, **model.generate_kwargs)
-    new = output[:, batch["input_ids"].shape[1] :]
-    return tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def predict_vlmevalkit(
-    model: LocalQwen3VL, dataset: Any, store: PredictionStore, *, seed: int
-) -> None:
-    """Fill `store` by VLMEvalKit's own loop: one row at a time, resumed from its own pickle."""
-    from vlmeval.inference import infer_data_job
-    from vlmeval.smp import load
-
-    work = store.path.parent / "vlmevalkit"
-    work.mkdir(exist_ok=True)
-    for file in work.glob("*.pkl"):
-        try:
-            pickle.loads(file.read_bytes())
-        except (pickle.UnpicklingError, EOFError):
-            print(f"{file}: torn by an interrupted run, removed; its rows are generated again")
-            file.unlink()
-    start = time.perf_counter()
-    with _seeded(model, seed):
-        infer_data_job(model, work_dir=str(work), model_name="reference", dataset=dataset)
-    table = load(str(work / f"reference_{dataset.dataset_name}.tsv"))
-    texts = ["" if text != text else str(text) for text in table["prediction"]]
-    predictions = dict(zip((str(index) for index in table["index"]), texts, strict=True))
-    store.add(predictions, time.perf_counter() - start)
+def shares(prompts: list[Prompt], count: int) -> list[list[Prompt]]:
+    """Deal prompts out in `count` shares of about the same work; those of an image stay together."""
+    dealt: list[list[Prompt]] = [[] for _ in range(count)]
+    for _, group in itertools.groupby(prompts, key=lambda prompt: prompt.images):
+        min(dealt, key=len).extend(group)
+    return dealt

@@ -1,186 +1,165 @@
-"""The grading model of MIA-Bench: reached by vlmeval's own client, its key kept out of every log."""
+"""The grading model that a config describes: checked, reached once, its key kept to itself.
+
+Loads without torch or vlmeval.
+"""
 
 import contextlib
-import json
-import logging
 import os
-import pickle
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import pandas as pd
+from urllib.parse import urlsplit
 
 from interlace.errors import InputError
-from interlace.evaluation.benchmarks import is_loopback
-from interlace.evaluation.kit import kit_environment
-from interlace.evaluation.scores import total_grade
+from interlace.evaluation.benchmarks import asks_grader, get_benchmark, is_loopback
+from interlace.evaluation.cost import Account
+from interlace.evaluation.grader_client import CallFailed, Client
 
 # What vlmeval calls the grader in file names; on the wire it is the served model's name.
 JUDGE = "grader"
-_PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+KINDS = ("openai", "demo")
+_CHECK_RETRIES, _CHECK_S = 2, 30
 
 
 @dataclass(frozen=True)
 class Grader:
-    """An OpenAI-compatible grading model; the key is in no `repr`."""
+    """An OpenAI-compatible grading model; the key is in no `repr`.
+
+    `extract`: it also reads choices and yes or no. `price`: of a million tokens read and written.
+    `account` adds up the estimates of one job.
+    """
 
     base_url: str
     model: str
     key: str = field(repr=False)
-    timeout_s: int = 120
+    kind: str = "openai"
+    key_env: str = ""
+    extract: bool = False
+    timeout_s: float = 120
+    retries: int = 5
     parallel: int = 4
+    price: tuple[float, float] | None = None
+    budget: float | None = None
+    account: Account = field(default_factory=Account, repr=False, compare=False)
+
+    @property
+    def hosted(self) -> bool:
+        """Whether it is on another machine, where calls may cost money."""
+        return not is_loopback(self.base_url)
+
+    @property
+    def identity(self) -> list[str]:
+        """What makes its answers its own; not the address, whose port may change."""
+        return [self.kind, self.model]
+
+    def client(self) -> Client:
+        """Return a client with this grader's limits."""
+        return Client(self.base_url, self.key, self.key_env, self.timeout_s, self.retries)
 
 
-def connect(settings: dict[str, Any]) -> Grader:
+def connect(settings: dict[str, Any] | None, benchmarks: Sequence[str]) -> Grader | None:
     """Return the grader that the config's `evaluation.grader` describes, after asking it for a sign.
 
-    Without a `model` the first one that the server lists is taken. InputError if nobody answers.
+    None where none of `benchmarks` needs one. Without a `model` the first one that the server lists
+    is taken. InputError for settings that cannot work, and if nobody answers or the key is refused.
     """
-    base_url = (settings.get("base_url") or "").rstrip("/")
-    if not base_url:
-        raise InputError("evaluation.grader.base_url: empty; start a grader and give its address")
-    key = os.environ.get(settings.get("key_env") or "", "")
-    if is_loopback(base_url):
-        key = key or "sk-loopback"
-    served = _served_models(base_url, key)
+    settings = settings or {}
+    extract = bool(settings.get("extract"))
+    asked = [name for name in benchmarks if asks_grader(get_benchmark(name), extract)]
+    if not asked:
+        return None
+    kind = settings.get("kind")
+    if kind not in KINDS:
+        raise InputError(
+            f"evaluation.grader.kind: {', '.join(asked)} need a grader and it is '{kind}'; set it to "
+            "'openai' with base_url and model, or leave out these benchmarks and extract"
+        )
+    base_url = _checked_address(settings.get("base_url"))
+    price, budget = settings.get("price"), settings.get("budget")
+    if budget is not None and price is None:
+        raise InputError("evaluation.grader.budget: needs evaluation.grader.price; set it as well")
+    key_env = settings.get("key_env") or ""
+    client = Client(
+        base_url,
+        _key(base_url, key_env),
+        key_env,
+        min(int(settings.get("timeout_s") or 120), _CHECK_S),
+        min(_retries(settings), _CHECK_RETRIES),
+    )
+    try:
+        served = client.models()
+    except CallFailed as failed:
+        if failed.everywhere:
+            raise InputError(f"evaluation.grader: {base_url}: {failed.reason}") from None
+        raise InputError(
+            f"evaluation.grader.base_url: {base_url} does not answer ({failed.reason}); start the "
+            "grader"
+        ) from None
     model = settings.get("model") or (served[0] if served else None)
     if not model:
         raise InputError(
             f"evaluation.grader.model: empty, and {base_url}/models lists none; set it"
         )
-    return Grader(base_url, model, key, int(settings.get("timeout_s") or 120))
-
-
-def _served_models(base_url: str, key: str) -> list[str]:
-    """Return the names at `/models`, or none where a server has no such list."""
-    request = urllib.request.Request(
-        f"{base_url}/models", headers={"Authorization": f"Bearer {key}"}
+    return Grader(
+        base_url,
+        model,
+        client.key,
+        kind=kind,
+        key_env=key_env,
+        extract=extract,
+        timeout_s=int(settings.get("timeout_s") or 120),
+        retries=_retries(settings),
+        parallel=int(settings.get("parallel") or 4),
+        price=None if price is None else (float(price[0]), float(price[1])),
+        budget=budget,
     )
-    handlers = [urllib.request.ProxyHandler({})] if is_loopback(base_url) else []
-    try:
-        with urllib.request.build_opener(*handlers).open(request, timeout=30) as answer:
-            return [entry["id"] for entry in json.load(answer)["data"]]
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise InputError(
-                f"evaluation.grader: {base_url} refuses the key (HTTP {error.code}); check the "
-                "variable that key_env names"
-            ) from None
-        return []
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+
+
+def _retries(settings: dict[str, Any]) -> int:
+    retries = settings.get("retries")
+    return 5 if retries is None else int(retries)
+
+
+def _checked_address(base_url: str | None) -> str:
+    base_url = (base_url or "").rstrip("/")
+    if not base_url:
+        raise InputError("evaluation.grader.base_url: empty; start a grader and give its address")
+    parts = urlsplit(base_url)
+    if parts.username or parts.password or parts.query:
         raise InputError(
-            f"evaluation.grader.base_url: {base_url} does not answer ({reason}); start the grader"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return []
-
-
-def grade(dataset: Any, predictions: Path, grader: Grader, data_root: Path) -> None:
-    """Have vlmeval grade `predictions` (a TSV of MIA-Bench); InputError if any row stays ungraded.
-
-    Answers that could be read are kept beside the TSV: the next call asks only for the others.
-    """
-    stem = predictions.with_suffix("")
-    cache = Path(f"{stem}_{JUDGE}.pkl")
-    _keep_readable(cache)
-    Path(f"{stem}_{JUDGE}.tsv").unlink(missing_ok=True)
-    with (
-        kit_environment(data_root, LOCAL_LLM=grader.model),
-        _without_proxies(is_loopback(grader.base_url)),
-        redacted(grader.key),
-    ):
-        dataset.evaluate(
-            str(predictions),
-            model=JUDGE,
-            api_base=f"{grader.base_url}/chat/completions",
-            key=grader.key,
-            timeout=grader.timeout_s,
-            nproc=grader.parallel,
+            "evaluation.grader.base_url: holds a name, a password or a query, which would end up in "
+            "logs; give the bare address, and the key in the variable that key_env names"
         )
-    table = pd.read_csv(f"{stem}_{JUDGE}.tsv", sep="\t", keep_default_na=False)
-    bad = [
-        str(index)
-        for index, raw, components, types in zip(
-            *(table[c] for c in ("index", "score_raw", "num_of_component", "component_type")),
-            strict=True,
-        )
-        if not readable(raw, int(components), types)
-    ]
-    if bad:
-        shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
-            f"MIA-Bench: {len(bad)} of {len(table)} rows were not graded by {grader.model} at "
-            f"{grader.base_url} (index {shown}); mend the grader and run again: the grades that "
-            "could be read are kept"
+            f"evaluation.grader.base_url: {base_url} is no address; it has to look like "
+            "https://host/v1"
         )
+    return base_url
 
 
-def readable(raw: Any, components: int | None = None, component_type: Any = None) -> bool:
-    """Return whether vlmeval gets from a grader's answer a total between 0 and 1.
-
-    `components`: how many scores have to come before the total.
-    """
-    total = total_grade(raw, component_type)
-    scores = str(raw).split(".")[0].count(",")
-    in_range = total is not None and 0 <= total <= 1
-    return in_range and "total score" in str(raw) and components in (None, scores)
-
-
-def _keep_readable(cache: Path) -> None:
-    """Drop failed answers from vlmeval's cache, which it would take for answers; a torn one whole."""
-    if not cache.exists():
-        return
-    try:
-        answers = pickle.loads(cache.read_bytes())
-    except (pickle.UnpicklingError, EOFError):
-        cache.unlink()
-        return
-    kept = {index: raw for index, raw in answers.items() if readable(raw)}
-    cache.write_bytes(pickle.dumps(kept))
+def _key(base_url: str, key_env: str) -> str:
+    key = os.environ.get(key_env, "").strip() if key_env else ""
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError(
+            f"evaluation.grader.key_env: the environment variable {key_env} holds characters that no "
+            "key has; export the key again"
+        )
+    if not key and not is_loopback(base_url):
+        raise InputError(
+            f"evaluation.grader.key_env: the environment variable '{key_env}' is not set; {base_url} "
+            "needs its key there"
+        )
+    return key or "sk-loopback"
 
 
 @contextlib.contextmanager
-def _without_proxies(wanted: bool) -> Iterator[None]:
-    """Hide proxy variables: vlmeval hands them to its client even for this machine's addresses."""
-    before = dict(os.environ)
-    if wanted:
-        for name in _PROXIES:
-            os.environ.pop(name, None)
+def key_hidden(settings: dict[str, Any] | None) -> Iterator[None]:
+    """Take the grader's key out of the environment within the block: children do not inherit it."""
+    name = (settings or {}).get("key_env") or ""
+    key = os.environ.pop(name, None)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-class _Redact(logging.Filter):
-    def __init__(self, key: str) -> None:
-        super().__init__()
-        self.key = key
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if self.key in message:
-            record.msg, record.args = message.replace(self.key, "[key]"), ()
-        return True
-
-
-@contextlib.contextmanager
-def redacted(key: str) -> Iterator[None]:
-    """Keep `key` out of the log records of a block; vlmeval logs the key it was given at INFO."""
-    loggers = [logging.root, logging.getLogger("vlmeval"), logging.getLogger("vlmeval.api.gpt")]
-    places: list[Any] = [*loggers, *(handler for log in loggers for handler in log.handlers)]
-    shield = _Redact(key)
-    if key:
-        for place in places:
-            place.addFilter(shield)
-    try:
-        yield
-    finally:
-        for place in places:
-            place.removeFilter(shield)
+        if key is not None:
+            os.environ[name] = key

@@ -16,6 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from interlace.evaluation.benchmarks import Benchmark
+
 # Read by vlmeval, and able to change a score or an address behind our back.
 _VARIABLES = (
     *("EVAL_FORMAT", "SKIP_ERR", "SPLIT_THINK", "PRINT_VANILLA", "FORCE_LOCAL"),
@@ -96,6 +100,26 @@ def build_dataset(dataset: str) -> Any:
     """Return vlmeval's dataset object over the local TSV (inside a `kit_environment`)."""
     accept_local_tsv(dataset)
     return load_vlmeval().dataset.build_dataset(dataset)
+
+
+def build_benchmark(benchmark: Benchmark, limit: int | None) -> Any:
+    """Return `build_dataset` of a benchmark, cut to its first `limit` rows (`limited`)."""
+    built = build_dataset(benchmark.dataset)
+    built.data = limited(built.data, benchmark, limit)
+    return built
+
+
+def limited(data: pd.DataFrame, benchmark: Benchmark, limit: int | None) -> pd.DataFrame:
+    """Return the first `limit` rows (all if None); of MMBench whole questions with their rotations."""
+    if limit is None or limit >= len(data):
+        return data
+    if benchmark.name != "MMBench":
+        return data.iloc[:limit].copy()
+    question = data["index"].astype(int) % 1_000_000
+    size = question.map(question.value_counts())
+    kept = question.drop_duplicates()
+    taken = kept[size[kept.index].cumsum() <= max(limit, int(size[kept.index[0]]))]
+    return data[question.isin(taken)].copy()
 
 
 class _InlinePool:

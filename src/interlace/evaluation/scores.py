@@ -11,8 +11,9 @@ import pandas as pd
 
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import by_dataset
+from interlace.io import digest
 
-RESAMPLES = 2000
+OCR_ROWS = 5  # whose hits one call of OCRBench's evaluate() tells
 
 
 def read_score(dataset: str, stem: Path, rows: int, judge: str = "exact_matching") -> float:
@@ -49,39 +50,50 @@ def read_score(dataset: str, stem: Path, rows: int, judge: str = "exact_matching
 def read_outcomes(
     dataset: str, stem: Path, questions: pd.Series, judge: str = "exact_matching"
 ) -> pd.DataFrame:
-    """Return per-question outcomes from vlmeval's result files beside `<stem>.tsv`.
+    """Return per-sample outcomes from vlmeval's result files beside `<stem>.tsv`.
 
-    Columns `question`, `value`, `weight`; the score is 100 * sum(value) / sum(weight). `questions`
-    maps a row's index to its question: HR-Bench asks each one four times with its options rotated.
+    Columns `index`, `question`, `hit`, `value` and `weight` as in `outcomes.SCHEMA`; the score is
+    100 * sum(value) / sum(weight). `questions` maps a row's index (a string) to what is asked of
+    which picture: HR-Bench asks that four times with its options rotated, and those rows share a
+    question. Of MMBench there is one row per question, under the index of its first rotation, whose
+    `hit` is that of all rotations together.
     """
     if dataset in ("ChartQA_TEST", "TextVQA_VAL"):
         table = _table(f"{stem}_results.tsv")
         matches = table["eval_match"].map(json.loads if dataset == "TextVQA_VAL" else _python_list)
         best = np.max if dataset == "ChartQA_TEST" else np.mean
-        return _outcomes(table["index"], [float(best(match)) for match in matches], 1.0)
-    if dataset == "POPE":
-        return _pope(_table(f"{stem}_auxmatch.tsv"))
-    if dataset == "MIA-Bench":
+        table["hit"] = [float(best(match)) for match in matches]
+    elif dataset == "POPE":
+        table = _table(f"{stem}_auxmatch.tsv")
+        table["hit"] = table["answer"] == table["extracted"]
+    elif dataset == "MIA-Bench":
         table = _table(f"{stem}_{judge}.tsv")
-        grades = map(total_grade, table["score_raw"], table["component_type"])
-        return _outcomes(table["index"], list(grades), 1.0)
-    if dataset == "OCRBench":
-        return _ocr(stem)
-    table = _table(f"{stem}_{judge}_result.tsv")
+        table["hit"] = list(map(total_grade, table["score_raw"], table["component_type"]))
+    elif dataset == "OCRBench":
+        table = _ocr(stem)
+    else:
+        table = _table(f"{stem}_{judge}_result.tsv")
+    hit, index = table["hit"].astype(float), table["index"].astype(str)
+    value, weight = hit, pd.Series(1.0, table.index)
+    if dataset == "POPE":
+        value, weight = _f1_parts(table)
+    elif dataset == "MIA-Bench":
+        # A grade that vlmeval cannot read has no part in its mean.
+        value, weight = hit.fillna(0.0), hit.notna().astype(float)
+    elif dataset.startswith("HRBench"):
+        # The score is the mean over the four rotations' accuracies, whatever their sizes.
+        weight = 1.0 / table.groupby("cycle_category")["index"].transform("size")
+        value = hit * weight
+    asked = [questions[name] for name in index]
     if not dataset.startswith("HRBench"):
-        return _outcomes(table["index"], table["hit"].astype(float), 1.0)
-    # The score is the mean over the four rotations' accuracies, whatever their sizes.
-    weight = 1.0 / table.groupby("cycle_category")["index"].transform("size")
-    names = [questions[str(index)] for index in table["index"]]
-    return _outcomes(names, table["hit"].astype(float) * weight, weight)
+        # Two rows may ask the same of the same picture with other options: two questions.
+        asked = [digest(pair) for pair in zip(index, asked, strict=True)]
+    columns = {"index": index, "question": asked, "hit": hit, "value": value, "weight": weight}
+    return pd.DataFrame(columns).reset_index(drop=True)
 
 
 def _table(path: str) -> pd.DataFrame:
-    return pd.read_csv(path, sep="\t", keep_default_na=False)
-
-
-def _outcomes(question: object, value: object, weight: object) -> pd.DataFrame:
-    return pd.DataFrame({"question": question, "value": value, "weight": weight})
+    return pd.read_csv(path, sep="\t", keep_default_na=False, dtype={"index": str})
 
 
 def _python_list(text: str) -> list[float]:
@@ -89,26 +101,32 @@ def _python_list(text: str) -> list[float]:
 
 
 def _ocr(stem: Path) -> pd.DataFrame:
-    """OCRBench's evaluate() writes no hit per row, so it is asked about every row by itself."""
+    """Return OCRBench's predictions with the hits that its evaluate() counts but does not write.
+
+    Five rows are asked about at a time, the k-th of them 2^k times: what it counts is their hits as
+    binary digits. Row by row takes four times as long.
+    """
     from vlmeval.dataset.image_vqa import OCRBench
     from vlmeval.smp import load
 
     table = load(f"{stem}.tsv")
-    hits = []
+    hits: list[float] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        row = Path(folder) / "row.pkl"  # a pickle keeps the types that the whole table has
-        for position in range(len(table)):
-            table.iloc[[position]].to_pickle(row)
-            hits.append(float(OCRBench.evaluate(str(row))["Final Score"]))
-    return _outcomes(table["index"], hits, 1.0)
+        part = Path(folder) / "part.pkl"  # a pickle keeps the types that the whole table has
+        for start in range(0, len(table), OCR_ROWS):
+            rows = range(start, min(start + OCR_ROWS, len(table)))
+            table.iloc[[row for row in rows for _ in range(2 ** (row - start))]].to_pickle(part)
+            counted = int(OCRBench.evaluate(str(part))["Final Score"])
+            hits += [float(counted >> (row - start) & 1) for row in rows]
+    return table.assign(hit=hits)
 
 
-def _pope(table: pd.DataFrame) -> pd.DataFrame:
+def _f1_parts(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """F1 = 2 tp / (2 tp + fp + fn); a row counts once per category that it names."""
     times = table["category"].astype(str).str.split(",").map(len)
     truth, said = table["answer"] == "Yes", table["extracted"] == "Yes"
     both = 2.0 * (truth & said) * times
-    return _outcomes(table["index"], both, both + (truth ^ said) * times)
+    return both, both + (truth ^ said) * times
 
 
 def total_grade(raw: object, component_type: object = None) -> float | None:
@@ -129,22 +147,3 @@ def ratio(outcomes: pd.DataFrame) -> float:
     """Return the score (0-100) that outcomes add up to."""
     weight = outcomes["weight"].sum()
     return 100 * float(outcomes["value"].sum() / weight) if weight else 0.0
-
-
-def bootstrap_interval(
-    outcomes: pd.DataFrame, seed: int, resamples: int = RESAMPLES
-) -> list[float]:
-    """Return the 95 % percentile bootstrap interval of the score, resampling whole questions.
-
-    A resample whose score is not defined (POPE without any yes, said or true) does not count.
-    """
-    by_question = outcomes.groupby("question", sort=True)[["value", "weight"]].sum()
-    value, weight = by_question["value"].to_numpy(), by_question["weight"].to_numpy()
-    rng = np.random.default_rng(seed)
-    scores = []
-    for _ in range(resamples):
-        drawn = rng.integers(len(value), size=len(value))
-        if total := weight[drawn].sum():
-            scores.append(100 * value[drawn].sum() / total)
-    low, high = np.percentile(scores or [0.0], [2.5, 97.5])
-    return [float(low), float(high)]

@@ -1,17 +1,23 @@
 """The paper's rules for averages, over whatever benchmarks there are, never silently.
 
-Checked against the paper's own cells by `interlace.reporting.audit`.
+Checked against the paper's own cells by `interlace.reporting.audit`. A number may be an array of
+resamples: the same rules then say how an average varies.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy
+
+Number = float | numpy.ndarray
+"""A score, or its bootstrap resamples."""
 
 
 @dataclass(frozen=True)
 class Average:
     """A mean over `count` of the `total` benchmarks it should cover; None over no benchmark."""
 
-    value: float | None
+    value: Number | None
     count: int
     total: int
 
@@ -21,7 +27,7 @@ class Average:
         return self.count == self.total
 
 
-def average(values: Mapping[str, float | None], names: Sequence[str]) -> Average:
+def average(values: Mapping[str, Number | None], names: Sequence[str]) -> Average:
     """Return the flat mean of `values` over `names`; absent or None ones are left out, counted.
 
     A category average takes the category's benchmarks as `names`, the overall average all of them
@@ -32,18 +38,26 @@ def average(values: Mapping[str, float | None], names: Sequence[str]) -> Average
     return Average(mean, len(present), len(names))
 
 
-def relative(values: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
+def relative(values: Mapping[str, Number], reference: Mapping[str, Number]) -> dict[str, Number]:
     """Return 100 x value / reference (percent) where both are there and the reference is not 0.
 
-    Table 1: pruned over dense, benchmark by benchmark.
+    Table 1: pruned over dense, benchmark by benchmark. Where one resample of a reference is 0, NaN.
     """
     return {
-        name: 100 * value / reference[name] for name, value in values.items() if reference.get(name)
+        name: _percent(value, reference[name])
+        for name, value in values.items()
+        if numpy.any(reference.get(name, 0))
     }
 
 
+def _percent(value: Number, reference: Number) -> Number:
+    if isinstance(reference, numpy.ndarray):
+        reference = numpy.where(reference == 0, numpy.nan, reference)
+    return 100 * value / reference
+
+
 def mean_of_ratios(
-    values: Mapping[str, float], reference: Mapping[str, float], names: Sequence[str]
+    values: Mapping[str, Number], reference: Mapping[str, Number], names: Sequence[str]
 ) -> Average:
     """Return the mean over `names` of 100 x value / reference (percent).
 
@@ -53,7 +67,7 @@ def mean_of_ratios(
 
 
 def relative_performance(
-    values: Mapping[str, float], reference: Mapping[str, float], names: Sequence[str]
+    values: Mapping[str, Number], reference: Mapping[str, Number], names: Sequence[str]
 ) -> Average:
     """Return 100 x flat mean of `values` / flat mean of `reference` (percent), RP of Table 2.
 
@@ -61,13 +75,13 @@ def relative_performance(
     """
     shared = [name for name in names if name in values and name in reference]
     mean, reference_mean = average(values, shared).value, average(reference, shared).value
-    if mean is None or not reference_mean:
+    if mean is None or not numpy.any(reference_mean):
         return Average(None, 0, len(names))
-    return Average(100 * mean / reference_mean, len(shared), len(names))
+    return Average(_percent(mean, reference_mean), len(shared), len(names))
 
 
 def mean_of_categories(
-    values: Mapping[str, float], categories: Mapping[str, Sequence[str]]
+    values: Mapping[str, Number], categories: Mapping[str, Sequence[str]]
 ) -> float:
     """Return the flat mean over all benchmarks from the means of their categories.
 

@@ -7,9 +7,11 @@ from typing import Any
 from interlace.errors import InputError
 from interlace.io import read_json
 from interlace.reporting import audit, render
+from interlace.reporting.alike import check_alike
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import load_results
 from interlace.reporting.samples import write_samples_table
+from interlace.reporting.seeds import over_seeds
 from interlace.reporting.tables import make_table
 
 
@@ -22,14 +24,45 @@ def build_table(
     experiments: Mapping[str, Any],
     standin: Sequence[str],
     stem: Path,
+    intervals: bool = False,
+    seed: int = 0,
 ) -> None:
     """Write one of the paper's tables as `stem`.csv, .md, .tex and .html.
 
     `models`, `experiments`: those sections of the config; `standin`: why ours stand in, if they do.
+    `intervals`: whether all formats show them, not the CSV alone; `seed`: of their resamples.
     """
     results = load_results([*evaluation_files, *ttft_files])
-    table = make_table(number, results, load_paper(), models, experiments, standin)
+    table = make_table(
+        number,
+        results,
+        load_paper(),
+        models,
+        experiments,
+        standin,
+        intervals=intervals,
+        seed=seed,
+    )
     render.write_table(table, stem)
+
+
+def build_significance(
+    tables: Sequence[int],
+    *,
+    evaluation_files: Iterable[Path],
+    models: Mapping[str, Any],
+    experiments: Mapping[str, Any],
+    standin: Sequence[str],
+    stem: Path,
+    seed: int = 0,
+) -> None:
+    """Write whether the methods of `tables` (2, 3, 5) differ as `stem`.csv, .md, .tex and .html."""
+    from interlace.reporting.significance import compare
+    from interlace.reporting.significance_table import write_significance
+
+    results = load_results(evaluation_files)
+    comparisons = compare(tables, results, load_paper(), models, experiments, seed)
+    write_significance(comparisons, results.standin_reasons(standin), seed, stem)
 
 
 def build_audit(stem: Path) -> None:
@@ -64,6 +97,8 @@ def build_figure3(files: Iterable[Path], stem: Path, *, standin: Sequence[str], 
     from interlace.reporting.figures import write_figure
 
     results = load_results(files)
+    check_alike(results)
+    results = over_seeds(results)
     if len(results.models) != 1:
         found = ", ".join(sorted(results.models)) or "none"
         raise InputError(f"figure 3 is about one model; the evaluation files are of: {found}")
@@ -81,27 +116,6 @@ def build_figure4(
 
     bodies = {label: [_pack(path) for path in paths] for label, paths in packs.items()}
     write_figure(draw_figure4(bodies, standin), stem)
-
-
-def build_ttft_figures(
-    files: Iterable[Path],
-    folder: Path,
-    *,
-    models: Mapping[str, Any],
-    standin: Sequence[str],
-    method: str = "interlace",
-) -> None:
-    """Write `ttft_speedup` and `ttft_breakdown` into `folder` from TTFT files.
-
-    `method` is the one whose ratios are drawn.
-    """
-    from interlace.reporting.figure_ttft import draw_breakdown, draw_speedup
-    from interlace.reporting.figures import write_figure
-
-    results = load_results(files)
-    reasons = results.standin_reasons(standin)
-    for name, draw in (("ttft_speedup", draw_speedup), ("ttft_breakdown", draw_breakdown)):
-        write_figure(draw(results, models, load_paper(), method, reasons), folder / name)
 
 
 def _pack(path: Path) -> dict[str, Any]:

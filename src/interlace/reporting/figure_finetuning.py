@@ -15,6 +15,7 @@ from interlace.reporting.figures import (
     INK,
     NARROW,
     ORANGE,
+    VERMILION,
     WIDE,
     mark_standin,
     placeholder,
@@ -24,6 +25,8 @@ from interlace.reporting.paper import Paper
 from interlace.reporting.results import MODES, Results
 
 MODE_NAMES = {"cot": "CoT", "limited": "Limited"}
+MOST_SQUEEZED = 3
+"""How many times wider one panel's range may be than the other's on a shared scale."""
 
 
 def relative_change(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
@@ -58,8 +61,8 @@ def draw_figure3(
 ) -> Figure:
     """Draw a violin per mode of the relative change by benchmark, ours beside the paper's.
 
-    A dot is a benchmark; a bar the median. The two panels have axes of their own, as the ranges of
-    a stand-in and the paper's differ widely.
+    A dot is a benchmark; a bar the median. The two panels share a scale, unless one of them would be
+    squeezed (a stand-in's range may be many times the paper's): then the right one says so.
     """
     mine = {mode: changes_of_results(results, model, mode) for mode in MODES}
     theirs = {mode: changes_of_paper(paper, mode) for mode in MODES}
@@ -67,10 +70,11 @@ def draw_figure3(
         1, 2, figsize=(max(NARROW, WIDE - 1.4), 3.0), layout="constrained"
     )
     _panel(left, mine, BLUE, paper.names)
-    left.set_title(f"{label} (ours)")
+    left.set_title(f"{label} (ours{', parts of benchmarks' if _partial(results, model) else ''})")
     _panel(right, theirs, ORANGE, paper.names)
     right.set_title("Qwen3-VL-8B (paper, Table 6)")
     left.set_ylabel("Change relative to Dense (%)")
+    _share_scale(left, right, _span(mine), _span(theirs))
     figure.legend(
         handles=[
             Line2D([], [], marker="o", linestyle="", color=INK, label="one benchmark"),
@@ -81,6 +85,29 @@ def draw_figure3(
     )
     mark_standin(figure, standin)
     return figure
+
+
+def _partial(results: Results, model: str) -> bool:
+    found = (results.values(model, v, mode) for v in ("dense", "dense-ft") for mode in MODES)
+    return any(score.partial for scores in found for score in scores.values())
+
+
+def _span(changes: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the distance of the lowest and the highest change, 0 among them; 0 without any."""
+    values = [0.0, *(value for found in changes.values() for value in found.values())]
+    return max(values) - min(values)
+
+
+def _share_scale(left: Axes, right: Axes, mine: float, theirs: float) -> None:
+    """Give both panels the same limits, or say on the right one that they differ."""
+    if not mine or not theirs:
+        return
+    if max(mine, theirs) <= MOST_SQUEEZED * min(mine, theirs):
+        limits = [*left.get_ylim(), *right.get_ylim()]
+        for axes in (left, right):
+            axes.set_ylim(min(limits), max(limits))
+    else:
+        right.set_ylabel("Not the scale of the left panel (%)", color=VERMILION)
 
 
 def _panel(

@@ -15,7 +15,10 @@ from interlace.reporting.figures import (
     INK,
     LIGHT,
     ORANGE,
+    PURPLE,
     SERIES,
+    SKY,
+    VERMILION,
     WIDE,
     mark_standin,
     placeholder,
@@ -24,8 +27,17 @@ from interlace.reporting.figures import (
 from interlace.reporting.labels import Variant, model_label, parse_variant
 from interlace.reporting.paper import Paper
 from interlace.reporting.results import Results
+from interlace.reporting.timings import Timing
 
-DECODER, VISION, REST = BLUE, ORANGE, LIGHT
+PARTS = {
+    "preprocessing": ("preprocessing (before t = 0)", SKY),
+    "vision": ("vision tower", ORANGE),
+    "projector": ("projector", VERMILION),
+    "decoder": ("decoder", BLUE),
+    "first_sampling": ("first sampling", PURPLE),
+    "rest": ("rest", LIGHT),
+}
+"""Of a bar, from the bottom: label and colour."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -57,19 +69,12 @@ def draw_speedup(
     The paper's numbers (Table 4) are hollow markers beside ours, for ratios that it has.
     """
     shown = [m for m in timed_models(results, models) if ladder(results, m, method)]
-    figure, panels = plt.subplots(
-        max(1, len(shown)),
-        1,
-        figsize=(WIDE, 0.9 + 1.9 * max(1, len(shown))),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, panels = model_panels(len(shown))
     if not shown:
-        placeholder(panels[0][0], "no TTFT measured")
+        placeholder(panels[0], "no TTFT measured")
     ratios = sorted({v.ratio for m in shown for v in ladder(results, m, method)})
     names = [n for n in paper.names if any(n in t for t in results.timings.values())]
-    for axes, model in zip(panels[:, 0], shown, strict=False):
+    for axes, model in zip(panels, shown, strict=False):
         size = models[model].get("paper") if method == "interlace" else None
         for variant in ladder(results, model, method):
             i = ratios.index(variant.ratio)
@@ -132,64 +137,80 @@ def draw_breakdown(
     method: str,
     standin: Sequence[str] = (),
 ) -> Figure:
-    """Draw mean TTFT by benchmark as bars of vision, decoder and the rest, dense beside pruned.
+    """Draw mean times by benchmark as bars of what they are spent on, dense beside pruned.
 
-    Pruned is the largest ratio of `method` that was timed; a panel per model.
+    Preprocessing, on the CPU and before TTFT begins, is at the bottom. Pruned is the largest ratio
+    of `method` that was timed; a panel per model.
     """
-    chosen = {m: (ladder(results, m, method) or [None])[-1] for m in timed_models(results, models)}
-    chosen = {model: variant for model, variant in chosen.items() if variant is not None}
-    figure, panels = plt.subplots(
-        max(1, len(chosen)),
-        1,
-        figsize=(WIDE, 0.9 + 1.9 * max(1, len(chosen))),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    chosen = largest(results, models, method)
+    figure, panels = model_panels(len(chosen))
     if not chosen:
-        placeholder(panels[0][0], "no TTFT measured")
+        placeholder(panels[0], "no TTFT measured")
     names = [n for n in paper.names if any(n in t for t in results.timings.values())]
-    rest = False
-    for axes, (model, variant) in zip(panels[:, 0], chosen.items(), strict=False):
+    seen: set[str] = set()
+    for axes, (model, variant) in zip(panels, chosen.items(), strict=False):
         timings = results.timings[model, variant.id]
         for k, name in enumerate(names):
             if name in timings:
-                rest |= _bars(axes, k - 0.19, timings[name].dense, pruned=False)
-                rest |= _bars(axes, k + 0.19, timings[name].pruned, pruned=True)
-        axes.set_title(
-            f"{model_label(model, models)}: Dense and {variant.label} {variant.ratio:g} %"
-        )
-        axes.set_ylabel("Mean TTFT (ms)")
+                seen |= _bars(axes, k - 0.19, timings[name], "dense")
+                seen |= _bars(axes, k + 0.19, timings[name], "pruned")
+        axes.set_title(pair_title(model, variant, models))
+        axes.set_ylabel("Mean time (ms)")
         axes.grid(axis="y")
         _benchmark_axis(axes, names)
-    handles = [Patch(color=DECODER, label="decoder"), Patch(color=VISION, label="vision tower")]
-    if rest:
-        handles.append(Patch(color=REST, label="rest"))
+    handles = [
+        Patch(facecolor=colour, edgecolor="none", label=label)
+        for part, (label, colour) in PARTS.items()
+        if part in seen
+    ]
     handles += [
         Patch(facecolor="white", edgecolor=INK, linewidth=0.6, label="left: Dense"),
         Patch(facecolor="white", edgecolor=INK, linewidth=0.6, hatch="////", label="right: pruned"),
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside upper right", ncols=(len(handles) + 1) // 2)
     mark_standin(figure, standin)
     return figure
 
 
-def _bars(axes: Axes, x: float, times: Mapping[str, float | None], *, pruned: bool) -> bool:
-    """Stack one bar in milliseconds; return whether a rest beside vision and decoder is seen."""
-    vision, decoder = times.get("vision"), times.get("decoder")
+def largest(results: Results, models: Mapping[str, Any], method: str) -> dict[str, Variant]:
+    """Return each timed model's variant of `method` with the largest ratio."""
+    found = {model: ladder(results, model, method) for model in timed_models(results, models)}
+    return {model: variants[-1] for model, variants in found.items() if variants}
+
+
+def model_panels(count: int, height: float = 1.9) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with a panel for each of `count` models, at least one, on top of each other."""
+    rows = max(1, count)
+    size = (WIDE, 0.9 + height * rows)
+    figure, panels = plt.subplots(
+        rows, 1, figsize=size, sharex=True, squeeze=False, layout="constrained"
+    )
+    return figure, panels[:, 0]
+
+
+def pair_title(model: str, variant: Variant, models: Mapping[str, Any]) -> str:
+    """Return the title of a panel that shows Dense beside a variant."""
+    return f"{model_label(model, models)}: Dense and {variant.label} {variant.ratio:g} %"
+
+
+def _bars(axes: Axes, x: float, timing: Timing, side: str) -> set[str]:
+    """Stack one bar in milliseconds; return which of `PARTS` are in it."""
+    times: Mapping[str, float | None] = getattr(timing, side)
+    known = {part: times.get(part) for part in PARTS if part not in ("preprocessing", "rest")}
+    parts = {"preprocessing": timing.preprocessing, **known}
     total = times["total"] or 0.0
-    known = [(decoder, DECODER), (vision, VISION)]
-    parts = [(seconds, colour) for seconds, colour in known if seconds]
-    remainder = total - sum(seconds for seconds, _ in parts)
-    has_rest = remainder > 0.005 * total
-    if has_rest:
-        parts.append((remainder, REST))
+    rest = total - sum(seconds or 0.0 for seconds in known.values())
+    if rest > 0.005 * total:
+        parts["rest"] = rest
+    style: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4}
+    if side == "pruned":
+        style["hatch"] = "////"
     bottom = 0.0
-    for seconds, colour in parts:
-        style = {"hatch": "////", "edgecolor": "white"} if pruned else {"edgecolor": "white"}
-        axes.bar(x, 1000 * seconds, 0.34, bottom, color=colour, linewidth=0.4, **style)
+    shown = {part: seconds for part, seconds in parts.items() if seconds}
+    for part, seconds in shown.items():
+        axes.bar(x, 1000 * seconds, 0.34, bottom, color=PARTS[part][1], **style)
         bottom += 1000 * seconds
-    return has_rest
+    return set(shown)
 
 
 def _benchmark_axis(axes: Axes, names: Sequence[str]) -> None:

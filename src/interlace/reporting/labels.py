@@ -13,27 +13,38 @@ LABELS = {
 }
 """Names of methods in the order of tables."""
 _VARIANT = re.compile(
-    r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<ratio>\d+(?:\.\d+)?))?(?P<tuned>-ft)?", re.ASCII
+    r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<ratio>\d+(?:\.\d+)?))?(?P<tuned>-ft)?(?:-s(?P<seed>\d+))?",
+    re.ASCII,
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant id taken apart: `interlace-25-ft` is interlace, 25 (percent), fine-tuned."""
+    """A variant id taken apart: `interlace-25-ft` is interlace, 25 (percent), fine-tuned.
+
+    `seed` is a further one (`interlace-25-ft-s1`); None: the run's own.
+    """
 
     method: str
     ratio: float | None
     tuned: bool
+    seed: int | None = None
 
     @property
     def id(self) -> str:
         """The variant id, as in the names of folders."""
         ratio = "" if self.ratio is None else f"-{self.ratio:g}"
-        return f"{self.method}{ratio}{'-ft' if self.tuned else ''}"
+        seed = "" if self.seed is None else f"-s{self.seed}"
+        return f"{self.method}{ratio}{'-ft' if self.tuned else ''}{seed}"
 
     @property
     def label(self) -> str:
         """The name in a table whose ratio is stated elsewhere."""
+        name = self._name
+        return name if self.seed is None else f"{name}, seed {self.seed}"
+
+    @property
+    def _name(self) -> str:
         name = method_label(self.method)
         entry = registry.METHODS.get(self.method)
         if entry is not None and entry.suffix_ft:
@@ -55,10 +66,16 @@ def parse_variant(name: str) -> Variant:
     match = _VARIANT.fullmatch(name)
     if match is None:
         raise InputError(
-            f"variant {name!r}: expected <method>, <method>-<ratio> or either with -ft"
+            f"variant {name!r}: expected <method> or <method>-<ratio>, then -ft, then -s<seed>, "
+            "where they apply"
         )
-    ratio = match["ratio"]
-    return Variant(match["method"], None if ratio is None else float(ratio), bool(match["tuned"]))
+    ratio, seed = match["ratio"], match["seed"]
+    return Variant(
+        match["method"],
+        None if ratio is None else float(ratio),
+        bool(match["tuned"]),
+        None if seed is None else int(seed),
+    )
 
 
 def method_label(method: str) -> str:

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 
+from interlace.reporting.seeds import Spread
+
 
 @dataclass(frozen=True)
 class Cell:
     """One number of ours, the paper's, and what has to be known about ours.
 
     `low`, `high`: 95 % interval. `partial`: scored on part of a benchmark. `coverage`: (n, m) where
-    an average runs over n of m benchmarks and n < m.
+    an average runs over n of m benchmarks and n < m. `spread`: over seeds, where ours is their mean.
     """
 
     ours: float | None = None
@@ -17,6 +19,7 @@ class Cell:
     high: float | None = None
     partial: bool = False
     coverage: tuple[int, int] | None = None
+    spread: Spread | None = None
 
     @property
     def difference(self) -> float | None:
@@ -49,9 +52,12 @@ class Row:
 
 @dataclass
 class Table:
-    """A table ready to be written. `standin`: why its numbers stand in for the paper's, if they do."""
+    """A table ready to be written. `standin`: why its numbers stand in for the paper's, if they do.
 
-    number: int
+    `intervals`: whether they are written beside the numbers (the CSV always has them).
+    """
+
+    number: int | str
     title: str
     corner: str
     columns: list[Column]
@@ -60,6 +66,7 @@ class Table:
     attributes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     standin: tuple[str, ...] = ()
+    intervals: bool = False
 
     def cell(self, row: Row, column: Column) -> Cell:
         """Return the cell of a row and a column (an empty one where there is nothing)."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from interlace.io import write_text
 from interlace.reporting import standin
+from interlace.reporting.cells import MISSING as MISSING
+from interlace.reporting.cells import PARTIAL as PARTIAL
+from interlace.reporting.cells import bracket, group_label, heading, notes, number, ours, signed
+from interlace.reporting.latex import to_latex
 from interlace.reporting.layout import Cell, Column, Row, Table
 
-MISSING = "–"
-PARTIAL = "†"
 CSV_COLUMNS = (
     "table",
     "row_group",
@@ -21,6 +23,10 @@ CSV_COLUMNS = (
     "ours",
     "ours_low",
     "ours_high",
+    "seeds",
+    "spread",
+    "seeds_low",
+    "seeds_high",
     "paper",
     "difference",
     "note",
@@ -46,40 +52,6 @@ def write_formats(stem: Path, texts: dict[str, str]) -> list[Path]:
     return paths
 
 
-def number(value: float | None, digits: int) -> str:
-    """Return a rounded number, or a dash for None."""
-    return MISSING if value is None else f"{value:.{digits}f}"
-
-
-def signed(value: float | None, digits: int) -> str:
-    """Return a rounded difference with its sign, or a dash for None; zero has no sign."""
-    if value is None:
-        return MISSING
-    text = f"{value:+.{digits}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
-
-
-def ours(cell: Cell, digits: int) -> str:
-    """Return our number with its marks: † from a part, [n/m] from fewer benchmarks."""
-    text = number(cell.ours, digits)
-    if cell.partial:
-        text += PARTIAL
-    if cell.coverage:
-        text += f" [{cell.coverage[0]}/{cell.coverage[1]}]"
-    return text
-
-
-def heading(table: Table) -> str:
-    """Return `Table 1: title`, marked where it is a stand-in."""
-    return f"Table {table.number}: {table.title}{standin.title_mark(table.standin, table.title)}"
-
-
-def notes(table: Table) -> list[str]:
-    """Return the notes under a table, what stands in first."""
-    first = standin.sentence(table.standin)
-    return [*([first] if first else []), *table.notes]
-
-
 # -- CSV ------------------------------------------------------------------------------------------
 
 
@@ -95,7 +67,12 @@ def to_csv(table: Table) -> str:
     for row in table.rows:
         for column in table.columns:
             cell = table.cell(row, column)
-            values = (cell.ours, cell.low, cell.high, cell.paper, cell.difference)
+            seeds = cell.spread
+            values = (
+                *(cell.ours, cell.low, cell.high),
+                *((seeds.count, seeds.deviation, seeds.low, seeds.high) if seeds else [None] * 4),
+                *(cell.paper, cell.difference),
+            )
             places = (table.number, row.group, row.label, *row.attributes)
             writer.writerow(
                 [*places, column.group, column.label]
@@ -136,7 +113,7 @@ def to_markdown(table: Table) -> str:
     rule = ["---"] * num_texts + ["---:"] * len(table.columns)
     body = [
         [
-            *(_group_label(table, i) if grouped else []),
+            *(group_label(table, i) if grouped else []),
             row.label,
             *row.attributes,
             *(_markdown_cell(table, row, column) for column in table.columns),
@@ -155,133 +132,13 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _markdown_cell(table: Table, row: Row, column: Column) -> str:
     cell = table.cell(row, column)
     text = ours(cell, column.digits)
+    if table.intervals and (interval := bracket(cell, column.digits)):
+        text += f" {interval}"
     if not table.has_paper(column):
         return text
     return (
         f"{text} / {number(cell.paper, column.digits)} / {signed(cell.difference, column.digits)}"
     )
-
-
-def _group_label(table: Table, index: int) -> list[str]:
-    """Return the group of a row if it is the first of the group, else an empty text."""
-    row = table.rows[index]
-    first = index == 0 or table.rows[index - 1].group != row.group
-    return [row.group if first else ""]
-
-
-# -- LaTeX ----------------------------------------------------------------------------------------
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    "–": "--",
-    "×": r"$\times$",
-    "†": r"$^{\dagger}$",
-    "Δ": r"$\Delta$",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"$|$",
-}
-
-
-def latex_escape(text: str) -> str:
-    """Return `text` with everything that LaTeX would read as a command made literal."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def to_latex(table: Table) -> str:
-    r"""Return a `table*` with booktabs rules, at most a line wide (needs booktabs and graphicx).
-
-    Under each column: ours, the paper's and the difference, where the paper has the column.
-    """
-    grouped = any(row.group for row in table.rows)
-    num_texts = grouped + 1 + len(table.attributes)
-    widths = [3 if table.has_paper(column) else 1 for column in table.columns]
-    lines = [
-        r"% needs \usepackage{booktabs} and \usepackage{graphicx}",
-        r"\begin{table*}[t]",
-        r"\centering",
-        rf"\caption{{{latex_escape(table.title + standin.title_mark(table.standin, table.title))}.}}",
-        rf"\label{{tab:table{table.number}}}",
-        r"\scriptsize\setlength{\tabcolsep}{1.6pt}",
-        # Box 2 is a scratch register: the table is shrunk only where it is wider than the text.
-        r"\setbox2=\hbox{%",
-        rf"\begin{{tabular}}{{{'l' * num_texts}{'r' * sum(widths)}}}",
-        r"\toprule",
-        *_latex_heads(table, num_texts, widths),
-        r"\midrule",
-    ]
-    for i, row in enumerate(table.rows):
-        if i and row.group != table.rows[i - 1].group:
-            lines.append(r"\midrule" if row.is_average else r"\addlinespace")
-        cells = [*(_group_label(table, i) if grouped else []), row.label, *row.attributes]
-        for column, width in zip(table.columns, widths, strict=True):
-            cell = table.cell(row, column)
-            cells.append(ours(cell, column.digits))
-            if width == 3:
-                cells += [number(cell.paper, column.digits), signed(cell.difference, column.digits)]
-        lines.append(_latex_row([latex_escape(cell) for cell in cells]))
-    lines += [
-        r"\bottomrule",
-        r"\end{tabular}}%",
-        r"\ifdim\wd2>\linewidth\resizebox{\linewidth}{!}{\copy2}\else\leavevmode\copy2\fi",
-        *_latex_notes(table),
-        r"\end{table*}",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _latex_heads(table: Table, num_texts: int, widths: list[int]) -> list[str]:
-    """Return up to three heading rows: groups, columns, and ours / paper / difference."""
-    lines = []
-    if any(column.group for column in table.columns):
-        cells, rules, at, start = [""] * num_texts, [], num_texts + 1, 0
-        while start < len(table.columns):
-            group, end = table.columns[start].group, start
-            while end < len(table.columns) and table.columns[end].group == group:
-                end += 1
-            span = sum(widths[start:end])
-            cells.append(rf"\multicolumn{{{span}}}{{c}}{{{latex_escape(group)}}}")
-            if group:
-                rules.append(rf"\cmidrule(lr){{{at}-{at + span - 1}}}")
-            at, start = at + span, end
-        lines += [_latex_row(cells), *filter(None, ["".join(rules)])]
-    texts = [*([""] if num_texts > 1 + len(table.attributes) else []), table.corner]
-    cells = [latex_escape(text) for text in (*texts, *table.attributes)]
-    rules, at = [], num_texts + 1
-    for column, width in zip(table.columns, widths, strict=True):
-        label = latex_escape(column.label)
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{label}}}")
-        if width == 3:
-            rules.append(rf"\cmidrule(lr){{{at}-{at + 2}}}")
-        at += width
-    lines.append(_latex_row(cells))
-    if 3 in widths:
-        lines.append("".join(rules))
-        subheads = [[r"ours", r"paper", r"$\Delta$"] if w == 3 else [""] for w in widths]
-        lines.append(_latex_row([""] * num_texts + [text for sub in subheads for text in sub]))
-    return lines
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _latex_notes(table: Table) -> list[str]:
-    texts = [latex_escape(note) for note in notes(table)]
-    if not texts:
-        return []
-    return ["", r"\vspace{2pt}", r"\parbox{\linewidth}{\scriptsize " + r"\par ".join(texts) + "}"]
 
 
 # -- HTML -----------------------------------------------------------------------------------------
@@ -300,9 +157,13 @@ thead th { font-weight: 600; }
 thead tr:last-child th { border-bottom: 1px solid #1b1f24; }
 thead th.span { text-align: center; border-bottom: 1px solid #c4cad1; }
 tbody tr.first td { border-top: 1px solid #c4cad1; }
-tbody tr.average td { background: #f5f7f9; }
+tbody tr { background: #fff; }
+tbody tr.average { background: #f5f7f9; }
+td.label { position: sticky; left: 0; background: inherit; }
 td.group, td.paper, td.difference, thead th.sub { color: #59636e; font-weight: 400; }
 td.start, th.start { padding-left: 1rem; }
+td { vertical-align: top; }
+.interval { display: block; font-size: .72rem; line-height: 1.1; color: #59636e; }
 .standin { display: inline-block; background: #fdf0d5; border: 1px solid #d9a441;
            border-radius: 3px; padding: .05rem .45rem; font-weight: 600; }
 ul { font-size: .84rem; color: #424a53; padding-left: 1.1rem; }
@@ -322,7 +183,10 @@ def html_page(title: str, reasons: Sequence[str], body: str, remarks: Sequence[s
 
 
 def to_html(table: Table) -> str:
-    """Return a self-contained page with the table; a cell's title holds its 95 % interval."""
+    """Return a self-contained page with the table.
+
+    A cell's title holds its interval; where intervals are shown, so does a small line below it.
+    """
     grouped = any(row.group for row in table.rows)
     widths = [3 if table.has_paper(column) else 1 for column in table.columns]
     lines = ["<table>\n<thead>\n", _html_heads(table, grouped, widths), "</thead>\n<tbody>\n"]
@@ -331,21 +195,24 @@ def to_html(table: Table) -> str:
         classes = " ".join(["first"] * first + ["average"] * row.is_average)
         lines.append(f'<tr class="{classes}">' if classes else "<tr>")
         if grouped:
-            lines.append(f'<td class="text group">{html.escape(*_group_label(table, i))}</td>')
-        lines += [f'<td class="text">{html.escape(t)}</td>' for t in (row.label, *row.attributes)]
+            lines.append(f'<td class="text group">{html.escape(*group_label(table, i))}</td>')
+        lines.append(f'<td class="text label">{html.escape(row.label)}</td>')
+        lines += [f'<td class="text">{html.escape(text)}</td>' for text in row.attributes]
         for column, width in zip(table.columns, widths, strict=True):
-            lines.append(_html_cell(table.cell(row, column), column.digits, width))
+            lines.append(_html_cell(table.cell(row, column), column.digits, width, table.intervals))
         lines.append("</tr>\n")
     lines.append("</tbody>\n</table>\n")
     title = f"Table {table.number}: {table.title}"
     return html_page(title, table.standin, "".join(lines), notes(table))
 
 
-def _html_cell(cell: Cell, digits: int, width: int) -> str:
-    title = ""
-    if cell.low is not None and cell.high is not None:
-        title = f' title="95 % interval: {cell.low:.{digits}f} to {cell.high:.{digits}f}"'
-    text = f'<td class="start"{title}>{html.escape(ours(cell, digits))}</td>'
+def _html_cell(cell: Cell, digits: int, width: int, intervals: bool) -> str:
+    title, below, interval = "", "", bracket(cell, digits)
+    if interval:
+        title = f' title="95 % interval: {interval[1:-1].replace(", ", " to ")}"'
+    if interval and intervals:
+        below = f'<span class="interval">{interval}</span>'
+    text = f'<td class="start"{title}>{html.escape(ours(cell, digits))}{below}</td>'
     if width == 3:
         text += f'<td class="paper">{number(cell.paper, digits)}</td>'
         text += f'<td class="difference">{signed(cell.difference, digits)}</td>'

@@ -1,7 +1,6 @@
 """The results that tables and figures are made of, read from an explicit list of files."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,22 @@ from typing import Any
 from interlace.errors import InputError
 from interlace.io import read_json
 from interlace.reporting.paper import load_paper
+from interlace.reporting.timings import Timing, get_key, get_number, read_timing
 
 MODES = ("cot", "limited")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One benchmark score (0-100) of a variant in a generation mode, with its 95 % interval."""
+    """One benchmark score (0-100) of a variant in a generation mode, with its 95 % interval.
+
+    `grader` is the model that graded and `prompt` its prompt's version, None where none did.
+    `generation`: the settings it was generated with. `unparsed`, `empty`, `cut`: shares (0-1) of
+    answers that could not be read, were empty, or ended at the limit on new tokens; None if not
+    recorded. `files`: the results it was read from, and `outcomes` the Parquet files beside them,
+    none if one lacks its own. `by_seed`: where it is a mean over seeds, the score of each (the
+    run's own seed is None).
+    """
 
     value: float
     low: float | None = None
@@ -26,26 +34,15 @@ class Score:
     ungraded: int = 0
     grader: str | None = None
     max_new_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Time to first token of a variant beside dense on one benchmark; times in seconds.
-
-    `dense` and `pruned` map `vision`, `decoder` and `total` to mean seconds (None if not measured).
-    `kernels` are those of the variant's decoder, dense or semi_structured, and `kernels_reason` why.
-    """
-
-    speedup: float
-    low: float | None = None
-    high: float | None = None
-    num_samples: int | None = None
-    fixture: bool = False
-    device: str | None = None
-    kernels: str | None = None
-    kernels_reason: str | None = None
-    dense: dict[str, float | None] = field(default_factory=dict)
-    pruned: dict[str, float | None] = field(default_factory=dict)
+    grader_kind: str | None = None
+    prompt: str | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    unparsed: float | None = None
+    empty: float | None = None
+    cut: float | None = None
+    files: tuple[Path, ...] = ()
+    outcomes: tuple[Path, ...] = ()
+    by_seed: Mapping[int | None, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,7 +103,7 @@ def load_results(files: Iterable[Path]) -> Results:
             if timing
             else ("model", "variant", "mode", "benchmark")
         )
-        key = tuple(_get(body, name, file) for name in names)
+        key = tuple(get_key(body, name, file) for name in names)
         if key in origin:
             raise InputError(
                 f"{file}: the same result as {origin[key]} ({' '.join(key)}); keep one"
@@ -119,7 +116,7 @@ def load_results(files: Iterable[Path]) -> Results:
                 f"({', '.join(load_paper().names)})"
             )
         if timing:
-            results.timings.setdefault(key[:2], {})[benchmark] = _timing(body, file)
+            results.timings.setdefault(key[:2], {})[benchmark] = read_timing(body, file)
         else:
             if key[2] not in MODES:
                 raise InputError(f"{file}: mode {key[2]!r} is not one of {', '.join(MODES)}")
@@ -130,50 +127,27 @@ def load_results(files: Iterable[Path]) -> Results:
 def _score(body: dict[str, Any], file: Path) -> Score:
     low, high = body.get("interval") or (None, None)
     grader = body.get("grader") or {}
+    generation = body.get("generation") or {}
+    rows, empty, finished = (
+        body.get(key) for key in ("num_samples", "empty_predictions", "finished_share")
+    )
+    outcomes = file.with_suffix(".parquet")
     return Score(
-        value=_number(body, "score", file),
+        value=get_number(body, "score", file),
         low=low,
         high=high,
-        num_samples=body.get("num_samples"),
+        num_samples=rows,
         partial=bool(body.get("partial")),
         fixture=bool(body.get("fixture")),
         ungraded=int(grader.get("ungraded") or 0),
         grader=grader.get("model"),
-        max_new_tokens=(body.get("generation") or {}).get("max_new_tokens"),
+        max_new_tokens=generation.get("max_new_tokens"),
+        grader_kind=grader.get("kind"),
+        prompt=grader.get("prompt"),
+        generation=generation,
+        unparsed=grader.get("unparsed_share"),
+        empty=empty / rows if rows and empty is not None else None,
+        cut=None if finished is None else 1 - finished,
+        files=(file,),
+        outcomes=(outcomes,) if outcomes.exists() else (),
     )
-
-
-def _timing(body: dict[str, Any], file: Path) -> Timing:
-    low, high = body.get("speedup_interval") or (None, None)
-    times = {}
-    for side in ("dense", "pruned"):
-        split = (body.get("split") or {}).get(side) or {}
-        times[side] = {
-            "total": _get(_get(body, side, file), "mean_s", file),
-            "vision": split.get("vision_s"),
-            "decoder": split.get("decoder_s"),
-        }
-    return Timing(
-        speedup=_number(body, "speedup", file),
-        low=low,
-        high=high,
-        num_samples=body.get("num_samples"),
-        fixture=bool(body.get("fixture")),
-        device=body.get("device"),
-        kernels=body.get("kernels"),
-        kernels_reason=body.get("kernels_reason"),
-        **times,
-    )
-
-
-def _get(body: Any, key: str, file: Path) -> Any:
-    if not isinstance(body, dict) or key not in body:
-        raise InputError(f"{file}: no key {key!r}; delete the file and run its stage again")
-    return body[key]
-
-
-def _number(body: dict[str, Any], key: str, file: Path) -> float:
-    value = _get(body, key, file)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{file}: {key} is {value!r}, not a number; run its stage again")
-    return float(value)

@@ -4,87 +4,34 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from interlace.errors import InputError
 from interlace.reporting import averages
+from interlace.reporting.alike import check_alike
 from interlace.reporting.averages import Average
-from interlace.reporting.labels import Variant, method_label, model_label, parse_variant
+from interlace.reporting.estimates import Estimate, Rule, combine
+from interlace.reporting.labels import Variant, method_label, model_label
 from interlace.reporting.layout import Cell, Column, Row, Table
 from interlace.reporting.notes import (
     MODE_LABELS,
+    answer_notes,
     cell_notes,
     device_notes,
+    grader_notes,
+    interval_notes,
     kernel_notes,
     token_notes,
 )
-from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
-from interlace.reporting.results import Results, Score
+from interlace.reporting.paper import MODELS, OVERALL, Paper
+from interlace.reporting.resamples import Resampler
+from interlace.reporting.results import Results
+from interlace.reporting.seeds import over_seeds, spread
+from interlace.reporting.sources import DENSE, DENSE_FT, Sources
+from interlace.reporting.timings import mean_interval
 
-PAPER_ABLATIONS = ("consecutive", "random", "interlace_oa", "interlace_tn")
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A benchmark's number before it has a place in a table."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """What every table is made from."""
-
-    results: Results
-    paper: Paper
-    models: Mapping[str, Mapping[str, Any]]
-    experiments: Mapping[str, Any]
-
-    @property
-    def primary(self) -> str:
-        return self.experiments["primary"]
-
-    @property
-    def ratio(self) -> float:
-        return self.experiments["ratio"]
-
-    @property
-    def method(self) -> str:
-        return self.experiments.get("method", "interlace")
-
-    @property
-    def reference(self) -> Variant:
-        """The main method at the ratio of the comparisons, fine-tuned."""
-        return Variant(self.method, float(self.ratio), True)
-
-    @property
-    def primary_in_paper(self) -> bool:
-        """Tables 2, 3, 5 and 6 are about the 8B."""
-        return self.models[self.primary].get("paper") == MODELS[0]
-
-    def comparable(self, variant: Variant) -> bool:
-        """Whether the paper's cell of this variant's method is about the same thing."""
-        return self.primary_in_paper and variant.ratio in (None, ABLATION_RATIO)
-
-    def scores(self, variant: Variant, mode: str, model: str | None = None) -> dict[str, Score]:
-        return self.results.values(model or self.primary, variant.id, mode)
-
-    def speedups(self, model: str, variant: Variant) -> dict[str, _Value]:
-        """TTFT speed-ups by benchmark; fine-tuning changes no shape, so either form will do."""
-        either = (variant, Variant(variant.method, variant.ratio, not variant.tuned))
-        for candidate in either:
-            timings = self.results.timings.get((model, candidate.id))
-            if timings:
-                return {n: _Value(t.speedup, t.low, t.high) for n, t in timings.items()}
-        return {}
-
-
-DENSE = Variant("dense", None, False)
-DENSE_FT = Variant("dense", None, True)
+SPEEDUP = "ttft_speedup"
 
 
 def make_table(
@@ -94,14 +41,20 @@ def make_table(
     models: Mapping[str, Mapping[str, Any]],
     experiments: Mapping[str, Any],
     standin: Sequence[str] = (),
+    *,
+    intervals: bool = False,
+    seed: int = 0,
 ) -> Table:
     """Return one of the paper's Tables 1-6.
 
     `models` and `experiments` are those sections of the config. A model's `paper` key (`8B`, `4B`
     or null) says which column of the paper it stands beside. What was not run is an empty cell; an
-    average over fewer benchmarks than the paper's says so and is not compared.
+    average over fewer benchmarks than the paper's says so and is not compared. Variants are averaged
+    over their seeds. `intervals`: whether they are shown; `seed`: of the draws that they come from.
+
+    InputError for results that were not made in the same way.
     """
-    makers: dict[int, Callable[[_Sources], Table]] = {
+    makers: dict[int, Callable[[Sources], Table]] = {
         1: _table1,
         2: _table2,
         3: _table3,
@@ -113,9 +66,15 @@ def make_table(
         raise InputError(f"table {number}: the paper's tables are 1 to 6")
     for model in sorted(results.models):
         model_label(model, models)
-    table = makers[number](_Sources(results, paper, models, experiments))
+    check_alike(results)
+    results = over_seeds(results)
+    table = makers[number](Sources(results, paper, models, experiments, Resampler(seed)))
+    table.intervals = intervals
     table.standin = results.standin_reasons(standin)
+    table.notes += interval_notes(table, seed, measured={SPEEDUP} if number == 2 else set())
     table.notes += token_notes(results)
+    table.notes += grader_notes(results)
+    table.notes += answer_notes(results, models)
     table.notes += cell_notes(table)
     if results.ungraded:
         table.notes.append(f"{results.ungraded} answers were not graded.")
@@ -125,16 +84,13 @@ def make_table(
 # -- tables with a row per benchmark --------------------------------------------------------------
 
 
-def _table1(sources: _Sources) -> Table:
+def _table1(sources: Sources) -> Table:
     columns, zeros = [], []
     for model, ratio, column, printed in _ladder(sources, digits=1):
         dense = sources.scores(DENSE, "cot", model)
         pruned = sources.scores(Variant(sources.method, float(ratio), True), "cot", model)
-        percent = averages.relative(_plain(pruned), _plain(dense))
-        partial = {n for n in percent if pruned[n].partial or dense[n].partial}
-        values = {n: _Value(v, partial=n in partial) for n, v in percent.items()}
-        columns.append((column, values, printed))
-        zeros += [name for name in pruned if name in dense and name not in percent]
+        columns.append((column, pruned, dense, printed))
+        zeros += [name for name in pruned if name in dense and not dense[name].value]
     table = _benchmark_table(
         sources,
         1,
@@ -154,9 +110,14 @@ def _table1(sources: _Sources) -> Table:
     return table
 
 
-def _table4(sources: _Sources) -> Table:
+def _table4(sources: Sources) -> Table:
     columns = [
-        (column, sources.speedups(model, Variant(sources.method, float(ratio), True)), printed)
+        (
+            column,
+            sources.speedups(model, Variant(sources.method, float(ratio), True)),
+            None,
+            printed,
+        )
         for model, ratio, column, printed in _ladder(sources, digits=2)
     ]
     table = _benchmark_table(
@@ -171,28 +132,28 @@ def _table4(sources: _Sources) -> Table:
     return table
 
 
-def _table5(sources: _Sources) -> Table:
+def _table5(sources: Sources) -> Table:
     columns = []
-    for variant in [*_ablations(sources), sources.reference, DENSE]:
+    for variant in [*sources.ablations(), sources.reference, DENSE]:
         printed = variant.label if sources.comparable(variant) else None
         column = Column(variant.id, variant.label)
-        columns.append((column, _values(sources.scores(variant, "cot")), printed))
+        columns.append((column, sources.scores(variant, "cot"), None, printed))
     title = f"Ablations at {sources.ratio:g} %: scores (0-100), CoT"
-    return _benchmark_table(sources, 5, _of_primary(sources, title), columns, [])
+    return _benchmark_table(sources, 5, sources.of_primary(title), columns, [])
 
 
-def _table6(sources: _Sources) -> Table:
+def _table6(sources: Sources) -> Table:
     columns = []
     for mode, group in MODE_LABELS.items():
         for variant in (DENSE, DENSE_FT):
             printed = f"{mode}_{variant.label}" if sources.primary_in_paper else None
             column = Column(f"{mode} {variant.id}", variant.label, group)
-            columns.append((column, _values(sources.scores(variant, mode)), printed))
+            columns.append((column, sources.scores(variant, mode), None, printed))
     title = "Dense before and after fine-tuning: scores (0-100)"
-    return _benchmark_table(sources, 6, _of_primary(sources, title), columns, [])
+    return _benchmark_table(sources, 6, sources.of_primary(title), columns, [])
 
 
-def _ladder(sources: _Sources, digits: int) -> list[tuple[str, float, Column, str | None]]:
+def _ladder(sources: Sources, digits: int) -> list[tuple[str, float, Column, str | None]]:
     """Return (model, ratio, column, the paper's column) of Tables 1 and 4; the 8B's columns first."""
     order = {paper: position for position, paper in enumerate(MODELS)}
     models = sorted(sources.models, key=lambda m: order.get(sources.models[m].get("paper"), 9))
@@ -207,67 +168,68 @@ def _ladder(sources: _Sources, digits: int) -> list[tuple[str, float, Column, st
     return columns
 
 
+_Scores = dict[str, Estimate]
+
+
 def _benchmark_table(
-    sources: _Sources,
+    sources: Sources,
     number: int,
     title: str,
-    columns: list[tuple[Column, dict[str, _Value], str | None]],
+    columns: list[tuple[Column, _Scores, _Scores | None, str | None]],
     categories: list[str],
 ) -> Table:
-    """Lay out a table with the twelve benchmarks as rows, then `categories` and the overall mean."""
+    """Lay out a table with the twelve benchmarks as rows, then `categories` and the overall mean.
+
+    A column: its scores, what they are divided by (in percent) if anything, the paper's column.
+    """
     paper = sources.paper
     rows = [Row(b.name, b.name, b.category) for b in paper.benchmarks]
     rows += [Row(name, name, "Average", True) for name in (*categories, OVERALL)]
     cells = {}
-    for column, values, printed in columns:
+    for column, values, reference, printed in columns:
         for row in rows:
             counterpart = paper.cell(number, row.key, printed) if printed else None
             if row.is_average:
                 names = paper.categories.get(row.key, paper.names)
-                cell = _average_cell(averages.average(_plain(values), names), counterpart)
-                cell = _mark(cell, names, values)
-            elif row.key in values:
-                value = values[row.key]
-                cell = Cell(value.value, counterpart, value.low, value.high, value.partial)
+                cell = _cell(_mean(names, reference), names, values, reference, counterpart)
+            elif reference is None:
+                cell = _own_cell(values.get(row.key), counterpart)
             else:
-                cell = Cell(paper=counterpart)
+                names = (row.key,)
+                cell = _cell(_mean(names, reference), names, values, reference, counterpart)
             cells[row.key, column.key] = cell
-    return Table(number, title, "Benchmark", [c for c, _, _ in columns], rows, cells)
+    return Table(number, title, "Benchmark", [c for c, *_ in columns], rows, cells)
 
 
 # -- tables with a row per method -----------------------------------------------------------------
 
 
-def _table2(sources: _Sources) -> Table:
-    paper = sources.paper
+def _table2(sources: Sources) -> Table:
+    paper, names = sources.paper, sources.paper.names
     columns = [
-        Column("ttft_speedup", "TTFT speed-up (×)", digits=2),
+        Column(SPEEDUP, "TTFT speed-up (×)", digits=2),
         *(Column(category, category, "Average score (0-100)") for category in paper.categories),
         Column("average", "All", "Average score (0-100)"),
         Column("relative_performance", "Relative performance (%)"),
     ]
     reference = sources.scores(DENSE_FT, "limited")
     rows, cells = [], {}
-    for variant in _comparison(sources):
+    for variant in sources.comparison():
         scores = sources.scores(variant, "limited")
-        values, names = _plain(scores), paper.names
-        found = {
-            **{c: averages.average(values, members) for c, members in paper.categories.items()},
-            "average": averages.average(values, names),
-            "relative_performance": averages.relative_performance(values, _plain(reference), names),
-        }
         rows.append(Row(variant.id, variant.label, "", False, _attributes(variant)))
         name = variant.label if sources.comparable(variant) else None
         for column in columns:
             printed = paper.cell(2, name, column.key) if name else None
-            origin = [scores, reference] if column.key == "relative_performance" else [scores]
-            names = paper.categories.get(column.key, paper.names)
-            if column.key == "ttft_speedup":
+            if column.key == SPEEDUP:
                 cell = _speedup_cell(sources, variant, printed)
+            elif column.key == "relative_performance":
+                rule = _over(averages.relative_performance, names)
+                cell = _cell(rule, names, scores, reference, printed)
             else:
-                cell = _mark(_average_cell(found[column.key], printed), names, *origin)
+                members = paper.categories.get(column.key, names)
+                cell = _cell(_mean(members), members, scores, None, printed)
             cells[variant.id, column.key] = cell
-    title = _of_primary(sources, "Methods compared, limited mode")
+    title = sources.of_primary("Methods compared, limited mode")
     table = Table(2, title, "Method", columns, rows, cells, ("Sparsity", "Fine-tuned"))
     table.notes.append(
         "Relative performance: 100 × the average over Dense-FT's average. TTFT speed-up: mean over "
@@ -278,61 +240,25 @@ def _table2(sources: _Sources) -> Table:
     return table
 
 
-def _table3(sources: _Sources) -> Table:
+def _table3(sources: Sources) -> Table:
     paper, names = sources.paper, sources.paper.names
     reference = sources.scores(sources.reference, "cot")
     columns = [*(Column(c, c) for c in paper.categories), Column("average", "Average")]
     rows, cells = [], {}
-    for variant in _ablations(sources):
+    for variant in sources.ablations():
         scores = sources.scores(variant, "cot")
         name = variant.label if sources.comparable(variant) else None
         rows.append(Row(variant.id, variant.label))
         for column in columns:
             members = paper.categories.get(column.key, names)
-            mean = averages.mean_of_ratios(_plain(scores), _plain(reference), members)
             printed = paper.cell(3, name, column.key) if name else None
-            cell = _mark(_average_cell(mean, printed), members, scores, reference)
+            cell = _cell(_mean(members, reference), members, scores, reference, printed)
             cells[variant.id, column.key] = cell
     label = method_label(sources.method)
     title = f"Ablations at {sources.ratio:g} % relative to {label} (%), CoT"
-    table = Table(3, _of_primary(sources, title), "Method", columns, rows, cells)
+    table = Table(3, sources.of_primary(title), "Method", columns, rows, cells)
     table.notes.append(f"Mean over benchmarks of 100 × method / {label}.")
     return table
-
-
-def _comparison(sources: _Sources) -> list[Variant]:
-    """Return the rows of Table 2: the paper's, then whatever else was run, the main method last."""
-    ratio = float(sources.ratio)
-    rows = [
-        DENSE,
-        DENSE_FT,
-        Variant("wanda_2_4", None, False),
-        Variant("magnitude_2_4", None, False),
-    ]
-    rows += [Variant("sleb", ratio, False), Variant("sleb", ratio, True)]
-    main = {Variant("interlace", ratio, True), sources.reference}
-    rows += sorted(_others(sources, "limited") - {*rows} - main, key=lambda v: v.order)
-    return [*rows, *sorted(main - {*rows}, key=lambda v: v == sources.reference)]
-
-
-def _ablations(sources: _Sources) -> list[Variant]:
-    """Return the methods of Tables 3 and 5: the paper's, the config's, whatever else was run."""
-    ratio = float(sources.ratio)
-    methods = dict.fromkeys([*PAPER_ABLATIONS, *sources.experiments.get("ablations", [])])
-    rows = [Variant(method, ratio, True) for method in methods]
-    others = {variant for variant in _others(sources, "cot") if variant.ratio is not None}
-    rows += sorted(others - {*rows}, key=lambda v: v.order)
-    return [variant for variant in rows if variant != sources.reference]
-
-
-def _others(sources: _Sources, mode: str) -> set[Variant]:
-    """Return the primary model's variants in `mode` that belong to the ratio of the comparisons."""
-    found = set()
-    for model, name, results_mode in sources.results.scores:
-        variant = parse_variant(name)
-        if model == sources.primary and results_mode == mode:
-            found.add(variant)
-    return {v for v in found if v.ratio in (None, float(sources.ratio))}
 
 
 def _attributes(variant: Variant) -> tuple[str, str]:
@@ -343,38 +269,57 @@ def _attributes(variant: Variant) -> tuple[str, str]:
     return sparsity, "yes" if variant.tuned else "no"
 
 
-def _speedup_cell(sources: _Sources, variant: Variant, printed: float | None) -> Cell:
+def _speedup_cell(sources: Sources, variant: Variant, printed: float | None) -> Cell:
     measured = {} if variant == DENSE else sources.speedups(sources.primary, variant)
     if measured:
-        return _average_cell(averages.average(_plain(measured), sources.paper.names), printed)
-    if variant.method == "dense" and sources.scores(variant, "limited"):
-        return Cell(1.0, printed)
-    return Cell(paper=printed)
+        names = sources.paper.names
+        cell = _cell(_mean(names), names, measured, None, printed)
+        interval = mean_interval(sources.timings(sources.primary, variant), sources.resampler.seed)
+        return cell if interval is None else replace(cell, low=interval[0], high=interval[1])
+    measured_here = sources.results.values(sources.primary, variant.id, "limited")
+    return (
+        Cell(1.0, printed) if variant.method == "dense" and measured_here else Cell(paper=printed)
+    )
 
 
 # -- shared ---------------------------------------------------------------------------------------
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value.value for name, value in values.items()}
+def _mean(names: Sequence[str], reference: _Scores | None = None) -> Rule:
+    """Return the rule of a mean over `names`: of scores, or of ratios where there is a reference."""
+    if reference is None:
+        return lambda values, _: averages.average(values, names)
+    return _over(averages.mean_of_ratios, names)
 
 
-def _values(scores: Mapping[str, Score]) -> dict[str, _Value]:
-    return {n: _Value(s.value, s.low, s.high, s.partial) for n, s in scores.items()}
+def _over(rule: Callable[..., Average], names: Sequence[str]) -> Rule:
+    return lambda values, reference: rule(values, reference, names)
 
 
-def _average_cell(mean: Average, printed: float | None) -> Cell:
-    coverage = None if mean.complete or mean.value is None else (mean.count, mean.total)
-    return Cell(mean.value, printed, coverage=coverage)
+def _cell(
+    rule: Rule,
+    names: Sequence[str],
+    values: _Scores,
+    reference: _Scores | None,
+    printed: float | None,
+) -> Cell:
+    """Return what `rule` makes of the benchmarks `names`, marked where some are missing."""
+    estimate, mean = combine(rule, names, values, reference)
+    cell = _own_cell(estimate, printed)
+    if estimate is None or mean.complete:
+        return cell
+    return replace(cell, coverage=(mean.count, mean.total))
 
 
-def _mark(cell: Cell, names: Sequence[str], *sources: Mapping[str, Any]) -> Cell:
-    """Mark an average over `names` that a partly scored benchmark of any source goes into."""
-    partial = cell.ours is not None and any(
-        name in values and values[name].partial for values in sources for name in names
+def _own_cell(estimate: Estimate | None, printed: float | None) -> Cell:
+    if estimate is None:
+        return Cell(paper=printed)
+    low, high = estimate.interval
+    return Cell(
+        estimate.value,
+        printed,
+        low,
+        high,
+        estimate.partial,
+        spread=spread(estimate.by_seed),
     )
-    return replace(cell, partial=partial)
-
-
-def _of_primary(sources: _Sources, title: str) -> str:
-    return f"{title}, {model_label(sources.primary, sources.models)}"

@@ -71,9 +71,10 @@ class Method:
     """An entry of the registry: `choose`, its name in tables and what it needs of other stages.
 
     `needs_scores`: windows.parquet; `needs_sleb`: sleb.json; `needs_losses`: block_losses.json;
-    `needs_ratio`: False where nothing is dropped. `needs_window`: how many layers the windows have
-    that are read to drop K, where not 1 to 3, in every reading with the last layer in them; imported
-    scores hold none such. `suffix_ft`: a tuned variant is called `-FT`.
+    `needs_ratio`: False where nothing is dropped. `by_chance`: another seed is another plan.
+    `needs_window`: how many layers the windows have that are read to drop K, where not 1 to 3, in
+    every reading with the last layer in them; imported scores hold none such. `suffix_ft`: a tuned
+    variant is called `-FT`.
     """
 
     choose: Callable[[Request], Choice]
@@ -82,6 +83,7 @@ class Method:
     needs_sleb: bool = False
     needs_losses: bool = False
     needs_ratio: bool = True
+    by_chance: bool = False
     needs_window: Callable[[int], int] | None = None
     suffix_ft: bool = False
 

@@ -22,7 +22,7 @@ METHODS = {
     "dense": Method(dense.choose, "Dense", needs_ratio=False, suffix_ft=True),
     "sleb": Method(sleb.choose, "SLEB", needs_sleb=True, suffix_ft=True),
     "consecutive": Method(consecutive.choose, "Consecutive", needs_scores=True),
-    "random": Method(random.choose, "Random"),
+    "random": Method(random.choose, "Random", by_chance=True),
     "interlace_oa": Method(interlace_oa.choose, "INTERLACE-OA", needs_scores=True),
     "interlace_tn": Method(interlace_tn.choose, "INTERLACE-TN", needs_scores=True),
     "interlace": Method(interlace.choose, "INTERLACE", needs_scores=True),

@@ -10,7 +10,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
@@ -42,9 +47,9 @@ _DYNAMIC_ROPE = ("dynamic", "longrope")
 Kernel = Callable[..., torch.Tensor]
 
 
-def packing_refusal(model: PreTrainedModel) -> str | None:
-    """Return why samples of `model` cannot share a row, in one line, or None if they can."""
-    kind, config = model.config.model_type, text_config(model.config)
+def packing_refusal(whole: PreTrainedConfig) -> str | None:
+    """Return why samples of a config's model cannot share a row, in one line, or None if they can."""
+    kind, config = whole.model_type, text_config(whole)
     if kind == "gemma3":
         return "gemma3: the tokens of an image see each other both ways, which needs a mask"
     if kind not in PACKABLE:
@@ -78,7 +83,7 @@ class PackedAttention:
     """
 
     def __init__(self, model: PreTrainedModel, implementation: str = "auto") -> None:
-        why = packing_refusal(model) or _unavailable(implementation)
+        why = packing_refusal(model.config) or unavailable(implementation)
         if why is not None:
             raise InputError(f"packed rows with attention {implementation!r}: {why}")
         self.implementation = implementation
@@ -290,7 +295,8 @@ def _no_mask(attention_mask: torch.Tensor | None = None, **_: Any) -> None:
     assert attention_mask is None, "a packed row has no padding, so no attention_mask"
 
 
-def _unavailable(implementation: str) -> str | None:
+def unavailable(implementation: str) -> str | None:
+    """Return why packed rows cannot be had with an implementation on this machine, or None."""
     if implementation not in IMPLEMENTATIONS:
         return f"choose one of {', '.join(IMPLEMENTATIONS)}"
     if implementation == "flash_attention_2" and not is_flash_attn_2_available():

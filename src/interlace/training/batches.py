@@ -51,7 +51,8 @@ class Step:
 
     `blank`: a micro-batch without a label, for a rank that has fewer than another, or none at all;
     None where it is not needed. `samples`, `tokens`, `supervised`: how many there are, padding left out;
-    `counts`: what `Collator` counts.
+    `counts`: what `Collator` counts. `groups`: how many the step has on all ranks (0 on a rank that
+    gets none of it), `groups_left`: of how many of this rank's at least one label is left.
     """
 
     micro_batches: list[MicroBatch]
@@ -61,6 +62,8 @@ class Step:
     tokens: int = 0
     supervised: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    groups: int = 0
+    groups_left: int = 0
 
 
 class TrainingDataset(torch.utils.data.Dataset):
@@ -86,7 +89,8 @@ class StepCollator:
 
     The loss of a group is the mean over its supervised tokens, that of a step the mean over its
     groups; so a token of a group with n of them weighs 1 / (n groups), wherever it is laid. Ranks
-    average their gradients, hence the factor `world_size`.
+    average their gradients, hence the factor `world_size`. Groups that turn out to be without a
+    label, on any rank, are known once the ranks have met (`LayerTrainer.training_step`).
 
     With `world_size` above 1, a micro-batch of text only gets one more sample: a grey picture
     without labels. It has no part in the loss, but takes every rank of ZeRO-3 through the vision
@@ -133,6 +137,8 @@ class StepCollator:
         for slot, _, sample in kept:
             share = self._world_size / slot.groups
             sample["weights"] = _weights(sample["labels"], share / max(1, of_group[slot.group]))
+        step.groups = items[0][0].groups if items else 0
+        step.groups_left = sum(count > 0 for count in of_group.values())
         step.samples, step.supervised = len(kept), sum(supervised)
         step.tokens = sum(sample["labels"].shape[1] for *_, sample in kept)
         groups = [

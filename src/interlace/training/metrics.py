@@ -33,12 +33,14 @@ class Exchange:
         self.save_due = False
         self.losses: Any = None  # of the latest micro-batch's supervised tokens, if the head tells
 
-    def begin_step(self, step: int, given: Step) -> tuple[int, list[Failure]]:
-        """Return how many micro-batches every rank runs, and the failures of all of them."""
+    def begin_step(self, step: int, given: Step) -> tuple[int, int, list[Failure]]:
+        """Return how many micro-batches every rank runs, how many groups with a label all of them
+        have, and their failures.
+        """
         now = time.monotonic()
         due = self._minutes is not None and now - self._last_save >= 60 * self._minutes
         mine = [len(given.micro_batches), given.samples, given.tokens, given.supervised]
-        mine += [len(given.failures), int(due)]
+        mine += [given.groups_left, len(given.failures), int(due)]
         values = [mine]
         if self._world_size > 1:
             on_gpu = torch.distributed.get_backend() == "nccl"
@@ -46,7 +48,7 @@ class Exchange:
             gathered = [torch.empty_like(own) for _ in range(self._world_size)]
             torch.distributed.all_gather(gathered, own)
             values = [one.tolist() for one in gathered]
-        most, samples, tokens, supervised, failed, _ = (
+        most, samples, tokens, supervised, left, failed, _ = (
             max(column) if number == 0 else sum(column)
             for number, column in enumerate(zip(*values, strict=True))
         )
@@ -55,7 +57,7 @@ class Exchange:
             of_ranks: list[Any] = [None] * self._world_size
             torch.distributed.all_gather_object(of_ranks, [tuple(f) for f in given.failures])
             failures = [Failure(*one) for of_rank in of_ranks for one in of_rank]
-        self.save_due = bool(values[0][5])
+        self.save_due = bool(values[0][-1])
         if self.save_due:
             self._last_save = now
         self._samples, self._tokens = samples, tokens
@@ -65,7 +67,7 @@ class Exchange:
             "supervised_tokens": supervised,
             "micro_batches": most,
         }
-        return most, failures
+        return most, left, failures
 
     def end_step(self) -> dict[str, float]:
         """Return the numbers of the step: counts over all ranks, rates per second, memory in MB."""
@@ -140,15 +142,42 @@ def _number(value: float | None) -> str:
 
 
 def tensorboard(folder: Path) -> list[TrainerCallback]:
-    """Return the callback of transformers that writes TensorBoard's files to `folder`, if it can.
+    """Return the callback that writes TensorBoard's files to `folder`, if it can.
 
     It can with the package tensorboardX or tensorboard, which envs/ pins.
     """
     if not is_tensorboard_available():
         return []
-    callback = TensorBoardCallback()
+    callback = _Scalars()
     callback.logging_dir = str(folder)
     return [callback]
+
+
+class _Scalars(TensorBoardCallback):
+    """Transformers' callback without the texts it writes first, which tell of this machine's paths,
+    and without numbers that a step does not have."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the file."""
+        if state.is_world_process_zero:
+            self._init_summary_writer(args)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
+    ) -> None:
+        """Write one step's numbers."""
+        known = {key: value for key, value in (logs or {}).items() if value is not None}
+        super().on_log(args, state, control, logs=known, **kwargs)
+
+
+def event_files(folder: Path) -> dict[str, Path]:
+    """Return TensorBoard's files in `folder`, one of every attempt, by names without the host's."""
+    named: dict[str, Path] = {}
+    last = 0
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        last = max(last + 1, int(path.name.split(".")[3]))  # the second it was begun in
+        named[f"events.out.tfevents.{last}"] = path
+    return named
 
 
 class LogLines(TrainerCallback):

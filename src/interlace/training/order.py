@@ -38,12 +38,17 @@ class StepSampler(Sampler[list[Slot]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`epochs` may be a fraction: that share of an epoch's steps, rounded up."""
+        """`epochs` may be a fraction: that share of an epoch's steps, rounded up.
+
+        `num_drawn`: how many different samples all ranks get together.
+        """
         self._num_samples, self._group_size, self._seed = num_samples, group_size, seed
         self._rank, self._world_size = rank, world_size
         self._step_size = group_size * accumulation * world_size
         self.steps_per_epoch = math.ceil(num_samples / self._step_size)
-        self._num_steps = math.ceil(epochs * self.steps_per_epoch)
+        # The product of floats may lie a hair above the whole number that is meant.
+        self._num_steps = max(1, math.ceil(round(epochs * self.steps_per_epoch, 6)))
+        self.num_drawn = min(num_samples, self._num_steps * self._step_size)
 
     def __len__(self) -> int:
         """Return the number of optimizer steps."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from interlace.errors import InputError
 
+UNCOMPILED = "layers that ZeRO-3 gathers are not compiled"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,6 +60,33 @@ RECIPES = {
 }
 
 
+# Keys of the config's section `finetune` that change how a run is computed, told or bounded, but not
+# the weights it ends in. Neither Snakemake nor a run that goes on asks whether they are the same.
+_NOT_OF_THE_WEIGHTS = frozenset(
+    {
+        *("recipe", "levers", "pack_tokens", "workers", "processes", "nodes"),
+        *("checkpoint_minutes", "max_failed_share", "deepspeed", "deepspeed_offload"),
+    }
+)
+
+
+def of_the_weights(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of the config's section `finetune` decides the weights.
+
+    Of `processes` and `nodes` that is their product `world_size`, which a step's size follows from.
+    Without a teacher, nothing of `kd`. The content of a DeepSpeed file is not looked at here. Sorted
+    by key: Snakemake compares the text, and who moves a line of the config changes nothing.
+    """
+    left_out = _NOT_OF_THE_WEIGHTS | ({"kd"} if settings.get("loss", "ce") == "ce" else set())
+    decisive = {key: value for key, value in settings.items() if key not in left_out}
+    return dict(sorted((decisive | {"world_size": world_size(settings)}).items()))
+
+
+def world_size(settings: Mapping[str, Any]) -> int:
+    """Return how many ranks the config's section `finetune` asks for."""
+    return settings.get("processes", 1) * settings.get("nodes", 1)
+
+
 def resolve(settings: Mapping[str, Any]) -> Recipe:
     """Return the recipe of the config's section `finetune`, with the levers that it turns.
 
@@ -66,15 +95,20 @@ def resolve(settings: Mapping[str, Any]) -> Recipe:
     recipe = RECIPES[settings.get("recipe", "fast")]
     turned = {k: v for k, v in (settings.get("levers") or {}).items() if v is not None}
     recipe = replace(recipe, **turned)
-    processes = settings.get("processes", 1) * settings.get("nodes", 1)
+    processes, loss = world_size(settings), settings.get("loss", "ce")
+    if loss != "ce" and processes > 1:
+        raise InputError(
+            f"finetune.loss: {loss} needs the dense model beside the pruned one on one device, but "
+            f"there are {processes} processes; set finetune.processes and finetune.nodes to 1"
+        )
     if processes > 1 and recipe.sharding == "none":
         raise InputError(
             f"finetune.levers.sharding: none is for one process, but there are {processes}; "
             "use auto, zero3 or zero3_offload"
         )
-    if recipe.compile and recipe.sharding not in ("none", "auto"):
-        raise InputError(
-            "finetune.levers.compile: layers that ZeRO-3 gathers are not compiled; set "
-            "finetune.levers.sharding to none or auto"
+    if recipe.compile and (processes > 1 or recipe.sharding not in ("none", "auto")):
+        way_out = (
+            "use one process" if processes > 1 else "set finetune.levers.sharding to none or auto"
         )
+        raise InputError(f"finetune.levers.compile: {UNCOMPILED}; {way_out}, or turn it off")
     return recipe

@@ -45,6 +45,7 @@ def finetune(
         "seed": seed,
         "vision": None if vision is None else str(vision),
         "mem_mb": mem_mb,
+        "model_revision": folder_digest(base, "*.safetensors"),
     }
     from interlace.training import distributed
     from interlace.training.fit import choose_for_all
@@ -78,7 +79,7 @@ def run_job(job: dict[str, Any]) -> None:
             config_digest=digest(settings),
             seed=job["seed"] if tune else None,
             num_samples=None,
-            model_revision=folder_digest(job["base"], "*.safetensors"),
+            model_revision=job["model_revision"],
         ),
         "model": job["model"],
         "variant": job["variant"],

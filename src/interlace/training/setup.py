@@ -1,4 +1,4 @@
-"""Turn a recipe's levers on a model: settle what `auto` means, and say what could not be had."""
+"""Turn a recipe's levers on a model, and say what of its head could not be had."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from interlace.data.packing import SamplePositions
 from interlace.decoder.layers import decoder_layers
 from interlace.errors import InputError
-from interlace.training.attention import PackedAttention, packing_refusal
+from interlace.training.attention import PackedAttention
 from interlace.training.batches import MicroBatch, Packed, Padded
 from interlace.training.distill import KD_DEFAULTS, Distillation, Teacher, kd_refusal
 from interlace.training.head import SupervisedHead, choose_head, full_loss, head_refusal
@@ -19,25 +19,15 @@ from interlace.training.recipe import Recipe
 from interlace.training.vision_tower import accept_features
 
 
-def settle(recipe: Recipe, model: PreTrainedModel) -> tuple[Recipe, list[str]]:
-    """Return `recipe` without what this family cannot do, and a line for each such lever.
-
-    `checkpointing` and `sharding` are left: they are chosen by memory, before the model is loaded.
-    """
+def settle_head(recipe: Recipe, model: PreTrainedModel) -> tuple[Recipe, list[str]]:
+    """Return `recipe` with a head that this model can have, and a line if that is not its own."""
     notes = []
-    if recipe.packing and (why := packing_refusal(model)):
-        recipe = replace(recipe, packing=False)
-        notes.append(f"packing: off, {why}")
     if recipe.head != "full" and (why := head_refusal(model)):
         recipe = replace(recipe, head="full")
         notes.append(f"head: full, {why}")
     if recipe.head == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         recipe = replace(recipe, head=choose_head("auto", device))
-    if not recipe.packing:
-        recipe = replace(recipe, attention="sdpa")
-    elif recipe.attention == "auto":
-        recipe = replace(recipe, attention="varlen")
     return recipe, notes
 
 
@@ -45,7 +35,7 @@ def settle(recipe: Recipe, model: PreTrainedModel) -> tuple[Recipe, list[str]]:
 class Setup:
     """A model with a recipe's levers turned, and what computes its loss.
 
-    `layout` of samples in micro-batches; `exchange` between ranks; `notes` on what was not had.
+    `layout` of samples in micro-batches; `exchange` between ranks; `notes` on a head that was not had.
     """
 
     recipe: Recipe
@@ -86,10 +76,12 @@ def set_up(
 ) -> Setup:
     """Turn the levers on `model`, whose trained weights have been chosen, before an engine wraps it.
 
+    `recipe` is settled (`training.fit`) but for its head.
+
     `rows` of a padded micro-batch, `budget` tokens of a packed row, `settings` of distillation,
     whose `teacher` was made of the dense model. Raises InputError for what cannot be had.
     """
-    recipe, notes = settle(recipe, model)
+    recipe, notes = settle_head(recipe, model)
     layout: Padded | Packed = Padded(rows)
     attention = None
     if recipe.packing:

@@ -55,7 +55,7 @@ def model_shape(source: "PreTrainedModel | PreTrainedConfig | str | Path") -> Mo
     from interlace.decoder.load import auto_class
 
     if isinstance(source, str | Path):
-        source = _read_config(source)
+        source = read_config(source)
     if isinstance(source, PreTrainedConfig):
         check_family(source)
         with torch.device("meta"):
@@ -96,7 +96,8 @@ def model_shape(source: "PreTrainedModel | PreTrainedConfig | str | Path") -> Mo
     )
 
 
-def _read_config(path: str | Path) -> "PreTrainedConfig":
+def read_config(path: str | Path) -> "PreTrainedConfig":
+    """Return the config of a checkpoint folder; InputError where it is missing or not readable."""
     from transformers import AutoConfig
 
     try:

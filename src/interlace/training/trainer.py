@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with steps of any number of micro-batches and this project's checks."""
 
+import contextlib
 import itertools
 import math
 import sys
@@ -15,12 +16,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from interlace.decoder.checkpoint import sync
 from interlace.errors import InputError
 from interlace.io import read_json, remove, write_json
 from interlace.training.batches import Failure, MicroBatch, Step, StepCollator, TrainingDataset
 from interlace.training.metrics import Exchange
 from interlace.training.order import StepSampler
 from interlace.training.out_of_memory import Now
+from interlace.training.parcel import Parcel, Parcels, unwrap
+from interlace.training.work import check_whole, finish, readable
 
 NUM_NAMED = 20  # failures named in interlace.json; all are counted
 TRAINED = "trained.safetensors"  # of a checkpoint to go on from: all else is the base model's
@@ -74,8 +78,9 @@ class LayerTrainer(Trainer):
 
     `loss` computes that of one micro-batch. Samples that were left out, by any rank, are collected in
     `failures`, by name; more than `max_failed_share` of all samples (one at least) end the run. A
-    micro-batch whose loss is NaN or infinite is left out of its step with all of its samples; under
-    DeepSpeed it ends the run, since an engine must not miss a backward pass. `counts` is what this
+    micro-batch whose loss is NaN or infinite is left out of its step with all of its samples, and
+    loss and gradient are those of what is left; under DeepSpeed it ends the run, since an engine
+    must not miss a backward pass. The loss of a step of which nothing is left is None. `counts` is what this
     rank's collator counted, `seconds` how long training took, both over all attempts.
     """
 
@@ -95,7 +100,7 @@ class LayerTrainer(Trainer):
         super().__init__(
             model=model, args=arguments, train_dataset=dataset, data_collator=collator, **kwargs
         )
-        self._sampler, self._loss, self._exchange = sampler, loss, exchange
+        self.sampler, self._loss, self._exchange = sampler, loss, exchange
         self._max_failed_share, self._now = max_failed_share, now
         self.remove_callback(PrinterCallback)
         self.failures: dict[str, str] = {}
@@ -107,18 +112,20 @@ class LayerTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the steps of this rank; accelerate must not share them out once more."""
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
-            batch_sampler=self._sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
+            batch_sampler=self.sampler,
+            collate_fn=Parcels(self.data_collator) if workers else self.data_collator,
+            num_workers=workers,
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Step], num_batches: int, device: torch.device
     ) -> tuple[list[Step], None]:
         """Return the next steps; nothing is counted, their weights hold all there is to know."""
-        return list(itertools.islice(epoch_iterator, num_batches)), None
+        steps = itertools.islice(epoch_iterator, num_batches)
+        return [unwrap(step) if isinstance(step, Parcel) else step for step in steps], None
 
     def training_step(
         self, model: torch.nn.Module, inputs: Step, num_items_in_batch: Any = None
@@ -126,10 +133,14 @@ class LayerTrainer(Trainer):
         """Run forward and backward of all micro-batches; return the step's loss."""
         model.train()
         self._rate = self._get_learning_rate()  # DeepSpeed moves on to the next before it is logged
-        most, failures = self._exchange.begin_step(self.state.global_step + 1, inputs)
+        most, left, failures = self._exchange.begin_step(self.state.global_step + 1, inputs)
         self._note_failures(failures)
         self.counts.update(inputs.counts)
         micro_batches = list(inputs.micro_batches)
+        if micro_batches and left not in (0, inputs.groups):
+            # The mean over the groups that are left, on all ranks.
+            for micro_batch in micro_batches:
+                micro_batch.weights = micro_batch.weights * (inputs.groups / left)
         if inputs.blank is not None:  # so that every step has a backward pass, on every rank
             micro_batches += [inputs.blank] * (max(1, most) - len(micro_batches))
         total = torch.zeros((), device=self.args.device)
@@ -152,9 +163,17 @@ class LayerTrainer(Trainer):
             total += loss.detach()
             used += share
         self._now.samples = 0
-        # What is shown is the mean over what was used, where something had to be left out.
-        self._shown = None if used == whole else [float(total) * whole / used if used else None]
+        self._shown = [None] if not left else None
+        if used != whole:
+            self._shown = [self._of_what_is_left(float(total), whole / used) if used else None]
         return total
+
+    def _of_what_is_left(self, loss: float, factor: float) -> float:
+        """Scale the gradient, and return the loss scaled, to the mean over what could be used."""
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                weight.grad.mul_(factor)
+        return loss * factor
 
     def _move(self, micro_batch: MicroBatch) -> None:
         """Put a micro-batch on the device; only the model's inputs may change their type."""
@@ -227,12 +246,11 @@ class LayerTrainer(Trainer):
         so_far = {"failures": self.failures, "counts": dict(self.counts), "seconds": self.seconds}
         write_json(folder / f"so_far_{self.args.process_index}.json", so_far)
         self._barrier()
+        if self.args.local_process_index == 0:
+            sync(folder)  # what all ranks of this machine wrote
+        self._barrier()
         if self.is_world_process_zero():
-            older = list(final.glob("checkpoint-*"))
-            (written,) = partial.glob("checkpoint-*")
-            written.replace(final / written.name)
-            for path in older:
-                remove(path)
+            finish(folder, final / folder.name)
 
     def _barrier(self) -> None:
         if self.args.world_size > 1:
@@ -257,34 +275,42 @@ class LayerTrainer(Trainer):
         """Return the seconds of training so far, of earlier attempts too."""
         return self.seconds + time.monotonic() - self._begun
 
-    def go_on_from(self, checkpoint: str | None) -> None:
-        """Train to the end, from the state in a checkpoint folder if one is given."""
+    def go_on_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from the state in a checkpoint folder if one is given.
+
+        Raises InputError for a checkpoint that is damaged.
+        """
         if checkpoint is not None:
-            so_far = read_json(Path(checkpoint) / f"so_far_{self.args.process_index}.json")
+            check_whole(checkpoint)
+            with readable(checkpoint):
+                so_far = read_json(checkpoint / f"so_far_{self.args.process_index}.json")
             self.failures, self.counts = so_far["failures"], Counter(so_far["counts"])
             self.seconds = so_far["seconds"]
         self._begun = time.monotonic()
-        self.train(resume_from_checkpoint=checkpoint)
+        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / TRAINED)
+        with readable(resume_from_checkpoint):
+            weights = load_file(Path(resume_from_checkpoint) / TRAINED)
         trained = {n: w for n, w in self.model.named_parameters() if w.requires_grad}
         assert weights.keys() == trained.keys(), weights.keys() ^ trained.keys()
         with torch.no_grad():
             for name, weight in weights.items():
                 trained[name].copy_(weight)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable(checkpoint) if checkpoint else contextlib.nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
 
-def last_checkpoint(work: Path) -> str | None:
-    """Return the newest checkpoint in `work` to go on from, or None."""
-    whole = list(work.glob("checkpoint-*"))
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint) if checkpoint else contextlib.nullcontext():
+            super()._load_rng_state(checkpoint)
 
 
-def logged_steps(trainer: Trainer) -> list[dict[str, float]]:
-    """Return the numbers of every step, of resumed runs too."""
+def logged_steps(trainer: Trainer) -> list[dict[str, float | None]]:
+    """Return the numbers of every step, of resumed runs too; a step without a loss has None."""
     drop = {"epoch", "total_flos"}
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return [{k: v for k, v in entry.items() if k not in drop} for entry in history]

@@ -1,10 +1,7 @@
 """Tune the planned layers of one model by a recipe, from its first step or from where it was killed."""
 
-import glob
 import json
 import re
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +10,42 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from interlace.data.chat import load_records
-from interlace.data.stamp import samples_digest
 from interlace.decoder.checkpoint import Probe, save_checkpoint, take_probe
 from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest, read_json, remove
+from interlace.io import digest, read_json, remove
 from interlace.origin import hardware
 from interlace.training import distributed
 from interlace.training.batches import StepCollator, TrainingDataset
 from interlace.training.fit import Fit, fit_memory
 from interlace.training.freeze import apply_plan
-from interlace.training.metrics import Checkpoints, Exchange, LogLines, MetricLines, tensorboard
+from interlace.training.metrics import (
+    Checkpoints,
+    Exchange,
+    LogLines,
+    MetricLines,
+    event_files,
+    tensorboard,
+)
 from interlace.training.order import StepSampler
 from interlace.training.out_of_memory import MicroBatchMemory, Now, one_line_if_out_of_memory
 from interlace.training.setup import Setup, make_teacher, set_up
 from interlace.training.trainer import (
     NUM_NAMED,
     LayerTrainer,
-    last_checkpoint,
     logged_steps,
     training_arguments,
 )
 from interlace.training.vision_store import StoredSamples, VisionStore
-from interlace.training.vision_tower import why_not, without_pixels
+from interlace.training.vision_tower import without_pixels
+from interlace.training.work import (
+    begins_anew,
+    engine_folder,
+    kept_sharding,
+    last_checkpoint,
+    work_folder,
+    work_folders,
+)
 
 TENSORBOARD = "tensorboard"  # folder of its files, in the work folder and in the checkpoint
 
@@ -47,51 +57,25 @@ def tune_layers(job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any])
     """
     out = Path(job["out"])
     world_size, rank = distributed.world()
-    work = out.with_name(f".{out.name}.trainer-{_run_digest(job, plan, info, world_size)}")
+    work = work_folder(job, plan, world_size)
     smaller = MicroBatchMemory(work)
-    fit = fit_memory(job, plan, _trains_head(plan), world_size, smaller)
+    fit = fit_memory(job, plan, _trains_head(plan), world_size, smaller, kept_sharding(work))
+    engine = engine_folder(work, fit.recipe.sharding, fit.deepspeed)
     title, now = f"tune {job['variant']}", Now()
     if rank == 0:
-        for line in fit.lines():
+        for line in [*fit.lines(), *begins_anew(engine, out)]:
             print(f"{title}: {line}", flush=True)
     try:
         with one_line_if_out_of_memory(
             title, now, fit.estimate, smaller, fit.recipe, fit.configured
         ):
-            # A checkpoint that DeepSpeed wrote is none for a run without it.
-            _tune(job, plan, info, fit, work / fit.recipe.sharding, now)
+            _tune(job, plan, info, fit, engine, now)
     finally:
         unset_hf_deepspeed_config()  # else every later load in this process would be partitioned
         distributed.leave()
     if rank == 0:
-        for leftover in out.parent.glob(f".{glob.escape(out.name)}.trainer-*"):
+        for leftover in work_folders(out):
             remove(leftover)
-
-
-# What changes how a run is computed, told or bounded, but not the weights it ends in.
-_NOT_OF_THE_WEIGHTS = frozenset(
-    {
-        *("recipe", "levers", "pack_tokens", "workers", "processes", "nodes"),
-        *("checkpoint_minutes", "max_failed_share", "deepspeed", "deepspeed_offload"),
-    }
-)
-
-
-def _run_digest(
-    job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any], world_size: int
-) -> str:
-    """Return a digest of all that the weights depend on: only the same run may be gone on with.
-
-    Levers are no part of it, nor what bounds failures or memory: who follows the advice of an error
-    goes on where the run stopped.
-    """
-    settings = {k: v for k, v in job["settings"].items() if k not in _NOT_OF_THE_WEIGHTS}
-    files = ("deepspeed", "deepspeed_offload")
-    engine = [read_json(job["settings"][key]) for key in files if job["settings"].get(key)]
-    base = [folder_digest(job["base"], pattern) for pattern in ("*.json", "*.jinja", "*.txt")]
-    samples = samples_digest(job["samples"], load_records(job["samples"]).ids)
-    weights = info["provenance"]["model_revision"]
-    return digest([settings, engine, job["seed"], plan, weights, base, samples, world_size])
 
 
 def _tune(
@@ -116,16 +100,19 @@ def _tune(
     unset_hf_deepspeed_config()  # else the reload below would be partitioned
     if rank == 0:
         out, steps = Path(job["out"]), logged_steps(trainer)
-        info["provenance"]["num_samples"] = len(trainer.train_dataset) - len(trainer.failures)
+        info["provenance"]["num_samples"] = trainer.sampler.num_drawn - len(trainer.failures)
+        shown = [step["loss"] for step in steps if step["loss"] is not None] or [None]
+        notes = [*fit.notes, *setup.notes]
         info["training"] = {
-            **job["settings"],
-            "recipe": {"name": fit.recipe.name, **setup.recipe.levers(), "notes": setup.notes},
+            **{key: value for key, value in job["settings"].items() if key != "deepspeed_offload"},
+            "deepspeed": _engine_record(fit.deepspeed),
+            "recipe": {"name": fit.recipe.name, **setup.recipe.levers(), "notes": notes},
             "memory": fit.record(),
             "world_size": world_size,
             "hardware": hardware(world_size),
             "steps": trainer.state.global_step,
-            "loss_first": steps[0]["loss"],
-            "loss_last": steps[-1]["loss"],
+            "loss_first": shown[0],
+            "loss_last": shown[-1],
             "seconds": round(trainer.spent(), 1),
             "num_trained_tensors": len(names),
             **_sizes(trainer.model),
@@ -141,8 +128,11 @@ def _tune(
             state_dict=state_dict,
             files={"training.jsonl": "".join(json.dumps(step) + "\n" for step in steps)},
             probe=probe,
+            copy_files={
+                f"{TENSORBOARD}/{name}": path
+                for name, path in event_files(work / TENSORBOARD).items()
+            },
         )
-        shutil.copytree(work / TENSORBOARD, out / TENSORBOARD, dirs_exist_ok=True)
     if world_size > 1:
         torch.distributed.barrier()
 
@@ -153,14 +143,12 @@ def _make_trainer(
     """Return the trainer, its setup and the names of the weights that it trains."""
     settings, seed, title = job["settings"], job["seed"], f"tune {job['variant']}"
     world_size, rank = distributed.world()
+    assert world_size == 1 or fit.deepspeed is not None, "several ranks share out weights"
     # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
     model = load_model(job["base"], dtype=settings["precision"])
     processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
     records, store = load_records(job["samples"]), None
     recipe = fit.recipe
-    if recipe.vision == "cached" and (why := why_not(model.config)):
-        recipe = replace(recipe, vision="live")
-        print(f"{title}: {why}", flush=True)
     if recipe.vision == "cached":
         store = VisionStore.open(
             job["vision"], job["base"], processor, settings["precision"], job["samples"]
@@ -232,6 +220,13 @@ def _sizes(model: PreTrainedModel) -> dict[str, int]:
         "num_trained_parameters": sum(map(_numel, trained)),
         "num_parameters": sum(map(_numel, weights)),
     }
+
+
+def _engine_record(deepspeed: str | None) -> dict[str, str] | None:
+    """Return name and digest of the DeepSpeed file in use: the record may be published."""
+    if deepspeed is None:
+        return None
+    return {"file": Path(deepspeed).name, "digest": digest(read_json(deepspeed))}
 
 
 def _trains_head(plan: dict[str, Any]) -> bool:

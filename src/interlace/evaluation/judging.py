@@ -1,0 +1,336 @@
+"""The judge that vlmeval's evaluate() talks to: its prompts and its reading, our calls.
+
+vlmeval's own client swallows every error, retries without a bound on the time, logs its key and
+takes a failure's text for an answer; where a choice cannot be read it draws one at random. Here
+`build_judge` is replaced for the time of a scoring: prompts, pictures and the reading of replies
+stay vlmeval's, calls are `grader_client`'s, and replies that can be read are kept on disk.
+"""
+
+import base64
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from interlace.evaluation import cost
+from interlace.evaluation.benchmarks import Benchmark
+from interlace.evaluation.grader_client import CallFailed
+from interlace.evaluation.grading import Grader
+from interlace.evaluation.scores import total_grade
+from interlace.io import digest
+from interlace.provenance import versions
+
+_UNREAD = (False, "Z", "Unknown")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the grader is asked about the row `index`.
+
+    `read` returns what vlmeval reads out of a reply: a grade, an option (Z: none of them), yes, no
+    or unknown; None if it cannot read it.
+    """
+
+    index: str
+    key: str
+    read: Callable[[str], Any]
+    call: cost.Call
+
+
+def questions(benchmark: Benchmark, dataset: Any, table: Path, model: str) -> list[Question]:
+    """Return what evaluate() may ask the grader about the predictions in `table`, by its own code.
+
+    MIA-Bench: every row. Otherwise the rows that exact matching cannot read; of MMBench only those
+    of questions which are not decided without them.
+    """
+    from vlmeval.smp import load
+
+    data = load(str(table))
+    if benchmark.needs_grader:
+        return list(_grades(dataset, data, model))
+    data["prediction"] = [str(text) for text in data["prediction"]]
+    if benchmark.name == "POPE":
+        return list(_yes_no(data, model))
+    return list(_choices(benchmark, dataset, _with_kit_columns(data), model))
+
+
+def _grades(dataset: Any, data: pd.DataFrame, model: str) -> Iterator[Question]:
+    from vlmeval.dataset.miabench import generate_prompt
+
+    images = dict(zip(dataset.data["index"], dataset.data["image"], strict=True))
+    for _, row in data.iterrows():
+        prompt, image = generate_prompt(row), images[row["index"]]
+        message = [
+            {"type": "text", "value": prompt},
+            {"type": "image", "value": f"data:image/jpeg;base64,{image}"},
+        ]
+        number, kinds = int(row["num_of_component"]), row["component_type"]
+        read = functools.partial(grade_of, components=number, component_type=kinds)
+        call = cost.Call(len(prompt), _picture(image).size, "grade")
+        yield Question(str(row["index"]), _key(model, message), read, call)
+
+
+def _yes_no(data: pd.DataFrame, model: str) -> Iterator[Question]:
+    from vlmeval.dataset.utils.yorn import YOrN_Extraction, YOrN_match_prompt
+
+    for _, row in data.iterrows():
+        if YOrN_Extraction(row["prediction"]) == "Unknown":
+            prompt = YOrN_match_prompt(row)
+            call = cost.Call(len(prompt), None, "extract")
+            yield Question(str(row["index"]), _key(model, prompt), yes_no_of, call)
+
+
+def _choices(
+    benchmark: Benchmark, dataset: Any, data: pd.DataFrame, model: str
+) -> Iterator[Question]:
+    from vlmeval.dataset.utils import multiple_choice as kit
+
+    if benchmark.name == "MMBench":
+        truth = dict(zip(dataset.data["index"], dataset.data["answer"], strict=True))
+        data = data.assign(GT=[truth[index] for index in data["index"]])
+        groups = [group for _, group in data.groupby(data["index"] % 1_000_000, sort=False)]
+        open_ones = [g for g in groups if kit.prefetch_circular_group(g) is None]
+        data = pd.concat(open_ones) if open_ones else data.iloc[:0]
+    for _, row in data.iterrows():
+        if kit.prefetch_answer(row):
+            continue
+        recorder = _Recorder()
+        kit.extract_answer_from_item(recorder, row, benchmark.dataset)
+        call = cost.Call(len(recorder.prompt), None, "extract")
+        read = functools.partial(option_of, row)
+        yield Question(str(row["index"]), _key(model, recorder.prompt), read, call)
+
+
+class _Recorder:
+    """Takes the place of a judge to see the prompt that it would get."""
+
+    def generate(self, prompt: str) -> str:
+        self.prompt = prompt
+        return "Z"
+
+
+def _with_kit_columns(data: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of choices with its columns named as evaluate() names them."""
+    upper = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    return data.rename(columns={name: name if name in upper else name.lower() for name in data})
+
+
+def grade_of(raw: Any, components: int | None = None, component_type: Any = None) -> float | None:
+    """Return the total (0-1) that vlmeval reads out of a grader's reply, None if it cannot.
+
+    `components`: how many scores have to come before the total.
+    """
+    total = total_grade(raw, component_type)
+    scores = str(raw).split(".")[0].count(",")
+    good = total is not None and 0 <= total <= 1 and "total score" in str(raw)
+    return total if good and components in (None, scores) else None
+
+
+def option_of(row: Any, reply: str) -> str | None:
+    """Return the option that vlmeval reads out of a reply (Z: none of them), None if it cannot."""
+    from vlmeval.dataset.utils.multiple_choice import build_choices, can_infer
+
+    return can_infer(reply, build_choices(row)) or None
+
+
+def yes_no_of(reply: str) -> str | None:
+    """Return Yes, No or Unknown as the prompt allows them, None if vlmeval can read neither."""
+    from vlmeval.dataset.utils.yorn import YOrN_Extraction
+
+    found = YOrN_Extraction(reply)
+    return found if found != "Unknown" or "unknown" in reply.lower() else None
+
+
+def unparsed(
+    benchmark: Benchmark, table: Path, asked: Sequence[Question], replies: dict[str, str]
+) -> int:
+    """Return in how many rows of `table` nobody read a choice, or yes or no."""
+    from vlmeval.dataset.utils.multiple_choice import prefetch_answer
+    from vlmeval.dataset.utils.yorn import YOrN_Extraction
+    from vlmeval.smp import load
+
+    data = _with_kit_columns(load(str(table)))
+    data["prediction"] = [str(text) for text in data["prediction"]]
+    read = {q.index: q.read(replies[q.key]) for q in asked if q.key in replies}
+    found = (
+        read.get(str(row["index"]))
+        or (
+            YOrN_Extraction(row["prediction"]) if benchmark.name == "POPE" else prefetch_answer(row)
+        )
+        for _, row in data.iterrows()
+    )
+    return sum(answer in _UNREAD for answer in found)
+
+
+def prompt_version(benchmark: Benchmark) -> str:
+    """Return VLMEvalKit's version and a digest of the prompts that it sends about a benchmark."""
+    if benchmark.needs_grader:
+        from vlmeval.dataset.miabench import generate_prompt
+
+        row = {"question": "{q}", "prediction": "{p}", "component_weight": "[1, 2, 3, 4, 5]"}
+        row["components"] = "['{1}', '{2}', '{3}', '{4}', '{5}']"
+        prompts = [generate_prompt({**row, "num_of_component": n}) for n in range(1, 6)]
+    elif benchmark.name == "POPE":
+        from vlmeval.dataset.utils.yorn import YOrN_match_prompt
+
+        prompts = [YOrN_match_prompt({"question": "{q}", "prediction": "{p}"})]
+    else:
+        from vlmeval.dataset.utils.multiple_choice import build_prompt, build_prompt_cn
+
+        prompts = [build("{q}", "{o}", "{p}") for build in (build_prompt, build_prompt_cn)]
+    return f"vlmeval {versions()['vlmeval']}, prompts {digest(prompts)}"
+
+
+class Replies:
+    """A grader's replies that could be read, kept in a file that a kill cannot spoil."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.found: dict[str, str] = {}
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
+                entry = json.loads(line)
+                self.found[entry["key"]] = entry["reply"]
+
+    def add(self, key: str, reply: str) -> None:
+        """Keep a reply, durably."""
+        line = json.dumps({"key": key, "reply": reply})
+        with self._lock, self._path.open("a+b") as handle:
+            torn = handle.seek(0, os.SEEK_END) and not _ends_a_line(handle)
+            handle.write((b"\n" if torn else b"") + line.encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+            self.found[key] = reply
+
+
+def _ends_a_line(handle: Any) -> bool:
+    handle.seek(-1, os.SEEK_END)
+    return handle.read(1) == b"\n"
+
+
+class Judge:
+    """What `build_judge` returns to evaluate(): answers from what is kept, else asks the grader.
+
+    Afterwards `replies` holds, by a question's key, what was said last, and `failures` why a call
+    brought nothing.
+    """
+
+    def __init__(self, grader: Grader, asked: Sequence[Question], kept: Replies) -> None:
+        from vlmeval.api import OpenAIWrapper
+
+        self._grader, self._kept = grader, kept
+        self._client = grader.client()
+        self._readers = {question.key: question.read for question in asked}
+        # It only puts messages together; the key stays here.
+        self._kit = OpenAIWrapper(grader.model, key="-", api_base="http://localhost", verbose=False)
+        self.replies: dict[str, str] = {}
+        self.failures: dict[str, CallFailed] = {}
+
+    def working(self) -> bool:
+        """Return that the grader answers, which `grading.connect` has seen."""
+        return True
+
+    def generate(self, message: Any, temperature: float = 0, **_: Any) -> str:
+        """Return the grader's reply to a prompt, or to a prompt with a picture.
+
+        A reply that can be read is never asked for again, at whatever temperature. Raises
+        `CallFailed`.
+        """
+        key = _key(self._grader.model, message)
+        read = self._readers[key]
+        reply = self._kept.found.get(key)
+        if reply is None or read(reply) is None:
+            try:
+                reply = self._client.ask(self._payload(message, temperature))
+            except CallFailed as failed:
+                self.failures[key] = failed
+                raise
+            if read(reply) is not None:
+                self._kept.add(key, reply)
+        self.replies[key] = reply
+        return reply
+
+    def end(self) -> None:
+        """Let the calls that are still to come fail at once."""
+        self._client.end(CallFailed("interrupted"))
+
+    def ungraded(self, asked: Sequence[Question]) -> list[tuple[str, str]]:
+        """Return (index, reason) of every row that was asked about and got nothing readable."""
+        found = []
+        for question in asked:
+            reply = self.replies.get(question.key)
+            if question.key in self.failures:
+                found.append((question.index, self.failures[question.key].reason))
+            elif reply is not None and question.read(reply) is None:
+                shown = " ".join(reply.split())
+                found.append((question.index, f"it answered '{shown[:120]}', which cannot be read"))
+        return found
+
+    def _payload(self, message: Any, temperature: float) -> dict[str, Any]:
+        """Return the request that vlmeval's client would send."""
+        parts = [{"type": "text", "value": message}] if isinstance(message, str) else message
+        # vlmeval would write the picture to the shared folder of data first.
+        parts = [
+            {**p, "value": io.BytesIO(_decoded(p["value"].partition(",")[2]))}
+            if p["type"] == "image"
+            else p
+            for p in parts
+        ]
+        kit, model = self._kit, self._grader.model
+        payload = {"model": model, "messages": kit.prepare_inputs(parts)}
+        if kit.is_max_completion_tokens:
+            return {**payload, "max_completion_tokens": kit.max_tokens}
+        if "gemini" in model:
+            return {**payload, "temperature": temperature, "reasoning_effort": "high"}
+        return {**payload, "temperature": temperature, "max_tokens": kit.max_tokens}
+
+
+@contextlib.contextmanager
+def judged_by(judge: Judge) -> Iterator[None]:
+    """Let vlmeval's datasets get `judge` from `build_judge` within the block.
+
+    An interrupt ends the judge's calls first: vlmeval would wait for all of them.
+    """
+    from vlmeval.dataset import image_mcq, image_yorn, miabench
+
+    modules = (image_mcq, image_yorn, miabench)
+    before, handler = [module.build_judge for module in modules], signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread() and callable(handler)
+
+    def interrupted(number: int, frame: Any) -> None:
+        judge.end()
+        handler(number, frame)
+
+    for module in modules:
+        module.build_judge = lambda **_: judge
+    if main:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        for module, build in zip(modules, before, strict=True):
+            module.build_judge = build
+
+
+def _key(model: str, message: Any) -> str:
+    return digest([model, message])
+
+
+def _decoded(image: str) -> bytes:
+    return base64.b64decode(image)
+
+
+def _picture(image: str) -> Image.Image:
+    return Image.open(io.BytesIO(_decoded(image)))

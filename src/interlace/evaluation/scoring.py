@@ -1,0 +1,112 @@
+"""Predictions scored by VLMEvalKit's evaluate(): exact matching, or a grader where one reads them."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from interlace.errors import InputError
+from interlace.evaluation import cost, kit
+from interlace.evaluation.benchmarks import Benchmark, asks_grader
+from interlace.evaluation.grader_client import CallFailed
+from interlace.evaluation.grading import JUDGE, Grader
+from interlace.io import remove
+
+EXACT = "exact_matching"
+_PREDICTIONS, _REPLIES = "predictions.tsv", "replies.jsonl"
+
+
+def grades(benchmark: Benchmark, grader: Grader | None) -> bool:
+    """Return whether `grader` reads a benchmark's answers."""
+    return grader is not None and asks_grader(benchmark, grader.extract)
+
+
+def score_predictions(
+    benchmark: Benchmark,
+    dataset: Any,
+    folder: Path,
+    grader: Grader | None,
+    data_root: Path,
+) -> dict[str, Any]:
+    """Let vlmeval score `folder/predictions.tsv`; return the `grader` record of a result.
+
+    `dataset` is vlmeval's, over the same rows. Whatever else lies in `folder` from an attempt before
+    is deleted, since vlmeval takes any file it finds for its own; a grader's replies that could be
+    read are kept there, and only the others are asked for again.
+
+    The record: `kind` (none, exact_matching, openai or demo: who read the answers), `model`,
+    `prompt` (VLMEvalKit's version and a digest of its prompts), `answers` (rows that `kind` read),
+    `unparsed` (rows in which nobody read a choice, or yes or no: they count as wrong) with its
+    share of all rows, `ungraded` and `judge`, the name in vlmeval's files.
+
+    Raises InputError above the budget, before any call, and for rows that stayed ungraded.
+    """
+    table = folder / _PREDICTIONS
+    for path in folder.iterdir():
+        if path.name not in (_PREDICTIONS, _REPLIES):
+            remove(path)
+    with kit.kit_environment(data_root), kit.scoring_patches():
+        if grades(benchmark, grader):
+            return _graded(benchmark, dataset, table, grader)
+        assert not benchmark.needs_grader, f"{benchmark.name} cannot be scored without a grader"
+        dataset.evaluate(str(table), model=EXACT, nproc=1)
+        rows = len(dataset.data)
+        if not benchmark.exact_matching:
+            return _record("none", EXACT, 0, 0, rows)
+        from interlace.evaluation.judging import unparsed
+
+        return _record(EXACT, EXACT, rows, unparsed(benchmark, table, (), {}), rows)
+
+
+def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> dict[str, Any]:
+    from interlace.evaluation.judging import (
+        Judge,
+        Replies,
+        judged_by,
+        prompt_version,
+        questions,
+        unparsed,
+    )
+
+    kit.load_vlmeval()
+    asked = questions(benchmark, dataset, table, grader.model)
+    kept = Replies(table.with_name(_REPLIES))
+    to_come = {q.key: q.call for q in asked if q.key not in kept.found}
+    if to_come and grader.hosted:
+        found = cost.estimate(list(to_come.values()), grader.model, grader.price)
+        cost.announce(
+            benchmark.dataset,
+            found,
+            grader.model,
+            grader.base_url,
+            grader.budget,
+            grader.account,
+        )
+    judge = Judge(grader, asked, kept)
+    # What failed is told below, with the rows it concerns.
+    with judged_by(judge), contextlib.suppress(CallFailed):
+        dataset.evaluate(str(table), model=JUDGE, nproc=grader.parallel)
+    rows = len(dataset.data)
+    if bad := judge.ungraded(asked):
+        shown = ", ".join(index for index, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
+        raise InputError(
+            f"{benchmark.dataset}: {len(bad)} of {rows} rows were not graded by {grader.model} at "
+            f"{grader.base_url} (index {shown}): {bad[0][1]}; mend the grader and run again: the "
+            "grades that could be read are kept"
+        )
+    answers = sum(question.key in judge.replies for question in asked)
+    missed = 0 if benchmark.needs_grader else unparsed(benchmark, table, asked, judge.replies)
+    record = _record(grader.kind, JUDGE, answers, missed, rows)
+    return {**record, "model": grader.model, "prompt": prompt_version(benchmark)}
+
+
+def _record(kind: str, judge: str, answers: int, missed: int, rows: int) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "model": None,
+        "prompt": None,
+        "answers": answers,
+        "unparsed": missed,
+        "unparsed_share": missed / rows,
+        "ungraded": 0,
+        "judge": judge,
+    }

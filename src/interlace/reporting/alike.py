@@ -1,0 +1,50 @@
+"""Whether results may stand in one table: generated and graded in the same way."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from interlace.errors import InputError
+from interlace.reporting.results import Results, Score
+
+
+def check_alike(results: Results) -> None:
+    """Raise InputError for results of one model and benchmark that differ in how they were made.
+
+    Every setting of `generation` has to be the same, `max_new_tokens` within a mode, and over all
+    models what graded a benchmark: its kind, model and prompt. The message names both files and the
+    key. What a result does not record is not compared.
+    """
+    generations: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
+    graders: dict[str, tuple[Score, Mapping[str, Any]]] = {}
+    for model, mode, benchmark, score in _scores(results):
+        settings = dict(score.generation)
+        limit = {"max_new_tokens": settings.pop("max_new_tokens", None)}
+        if settings:
+            _compare("generation", (score, settings), generations, (model, benchmark))
+        if limit["max_new_tokens"] is not None:
+            _compare("generation", (score, limit), generations, (model, benchmark, mode))
+        if score.grader_kind is not None:
+            grader = {"kind": score.grader_kind, "model": score.grader, "prompt": score.prompt}
+            _compare("grader", (score, grader), graders, benchmark)
+
+
+def _scores(results: Results) -> Iterator[tuple[str, str, str, Score]]:
+    for (model, _, mode), found in results.scores.items():
+        for benchmark, score in found.items():
+            yield model, mode, benchmark, score
+
+
+def _compare(section: str, made: tuple[Score, Mapping[str, Any]], known: dict, key: Any) -> None:
+    score, settings = made
+    other, theirs = known.setdefault(key, made)
+    for name in dict.fromkeys((*theirs, *settings)):
+        if settings.get(name) != theirs.get(name):
+            raise InputError(
+                f"{_file(other)} and {_file(score)}: {section}.{name} is {theirs.get(name)!r} and "
+                f"{settings.get(name)!r}; delete one and evaluate it again with the other's settings"
+            )
+
+
+def _file(score: Score) -> Path | str:
+    return score.files[0] if score.files else "a result"

@@ -1,0 +1,74 @@
+"""What the workflow's scripts call for TTFT: files in, table and figures out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interlace.reporting import render
+from interlace.reporting.paper import load_paper
+from interlace.reporting.results import load_results
+
+
+def build_ttft_table(
+    files: Iterable[Path],
+    stem: Path,
+    *,
+    models: Mapping[str, Any],
+    standin: Sequence[str],
+    intervals: bool = False,
+    seed: int = 0,
+) -> None:
+    """Write the table of TTFT as `stem`.csv, .md, .tex and .html.
+
+    `intervals`: whether all formats show them, not the CSV alone; `seed`: of their resamples.
+    """
+    from interlace.reporting.table_ttft import make_ttft_table
+
+    table = make_ttft_table(load_results(files), load_paper(), models, standin, seed=seed)
+    table.intervals = intervals
+    render.write_table(table, stem)
+
+
+def build_ttft_figures(
+    files: Iterable[Path],
+    folder: Path,
+    *,
+    models: Mapping[str, Any],
+    standin: Sequence[str],
+    method: str = "interlace",
+) -> None:
+    """Write `ttft_speedup`, `ttft_breakdown` and `ttft_tokens` into `folder` from TTFT files.
+
+    `method` is the one whose ratios are drawn.
+    """
+    from interlace.reporting.figure_ttft import draw_breakdown, draw_speedup
+    from interlace.reporting.figure_ttft_tokens import draw_tokens
+    from interlace.reporting.figures import write_figure
+
+    results = load_results(files)
+    reasons = results.standin_reasons(standin)
+    for name, draw in (
+        ("ttft_speedup", draw_speedup),
+        ("ttft_breakdown", draw_breakdown),
+        ("ttft_tokens", draw_tokens),
+    ):
+        write_figure(draw(results, models, load_paper(), method, reasons), folder / name)
+
+
+def build_ttft_accuracy(
+    evaluation_files: Iterable[Path],
+    ttft_files: Iterable[Path],
+    stem: Path,
+    *,
+    model: str,
+    label: str,
+    standin: Sequence[str],
+    seed: int = 0,
+) -> None:
+    """Write accuracy against TTFT, a point per variant of `model`, as `stem`.svg, .pdf and .png."""
+    from interlace.reporting.figure_ttft_accuracy import draw_accuracy
+    from interlace.reporting.figures import write_figure
+
+    results = load_results([*evaluation_files, *ttft_files])
+    reasons = results.standin_reasons(standin)
+    write_figure(draw_accuracy(results, model, load_paper(), label, reasons, seed=seed), stem)

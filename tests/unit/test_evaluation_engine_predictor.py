@@ -1,0 +1,387 @@
+"""Predictor on a tiny checkpoint: stores, both engines, replicas, kills, resuming."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from interlace.errors import InputError
+from interlace.evaluation import engine, replicas
+from interlace.evaluation.benchmarks import BENCHMARKS, get_benchmark
+from interlace.evaluation.predictions import Prediction, PredictionStore
+from interlace.evaluation.predictor import Predictor
+from interlace.evaluation.prepare import prepare_benchmarks
+from tests.tiny import make_tiny_checkpoint
+from tests.tiny_benchmarks import DATASETS, make_tiny_benchmarks
+
+SETTINGS = {"modes": {"limited": 6}, "batch_size": 3, "prompt": "dataset", "limit": None}
+CHOSEN = ("AI2D", "ChartQA", "OCRBench", "MMBench", "MIABench", "HRBench4K")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predictor")
+    make_tiny_benchmarks(root / "tsv", questions=3)
+    prepare_benchmarks(DATASETS, root / "lmu", str(root / "tsv"))
+    make_tiny_checkpoint(root / "model", layers=4, tied=False)
+    return root
+
+
+def predictor(work, seed=0, **settings):
+    return Predictor(
+        work / "model", work / "lmu", {**SETTINGS, **settings}, mode="limited", seed=seed
+    )
+
+
+def predict(work, out, names=CHOSEN, **settings):
+    with predictor(work, **settings) as made:
+        return {name: made.predict(get_benchmark(name), out / name).predictions for name in names}
+
+
+@pytest.fixture(scope="module")
+def expected(work, tmp_path_factory):
+    return predict(work, tmp_path_factory.mktemp("expected"))
+
+
+def texts(found):
+    return {name: {k: v.text for k, v in rows.items()} for name, rows in found.items()}
+
+
+def lines(folder):
+    found = [json.loads(line) for f in sorted(folder.glob("*.jsonl")) for line in f.open()]
+    return [index for line in found for index in line["predictions"]]
+
+
+def test_a_store_keeps_what_is_whole_and_drops_a_torn_line(tmp_path, capsys):
+    store = PredictionStore(tmp_path)
+    odd = Prediction('"None",\n\t\u2028\ud800 é', 7, False)
+    store.add({"1": odd, "2": Prediction("", None, None)}, 2.0)
+    store.add({"3": Prediction("x", 1, True)}, 1.0)
+    assert not PredictionStore(tmp_path).predictions.keys() ^ {"1", "2", "3"}
+    file = tmp_path / "predictions-001-0.jsonl"
+    whole = file.read_bytes()
+    for torn in (whole[:-1], whole[:-9], whole + b'{"sec', whole + b"\0\0\0"):
+        file.write_bytes(torn)
+        again = PredictionStore(tmp_path)
+        assert again.predictions["1"] == odd
+        assert ("3" in again.predictions) == torn.startswith(whole)
+        assert again.seconds == (3.0 if torn.startswith(whole) else 2.0)
+        assert "line" in capsys.readouterr().out
+    # The next attempt writes another file, so that the torn one stays as it is.
+    again.add({"4": Prediction("y", 2, True)}, 5.0)
+    assert PredictionStore(tmp_path).predictions.keys() == {"1", "2", "3", "4"}
+    assert PredictionStore(tmp_path).seconds == 8.0
+
+
+def test_seconds_are_those_of_the_slowest_replica(tmp_path):
+    attempt = PredictionStore(tmp_path).attempt
+    for replica, seconds in enumerate((2.0, 5.0, 3.0)):
+        store = PredictionStore(tmp_path, attempt, replica)
+        store.add({str(replica): Prediction("", 0, True)}, seconds)
+    PredictionStore(tmp_path).add({"9": Prediction("", 0, True)}, 1.0)
+    assert PredictionStore(tmp_path).seconds == 6.0
+    with pytest.raises(FileExistsError):  # two writers of one file
+        PredictionStore(tmp_path, attempt, 1).add({"1": Prediction("", 0, True)}, 1.0)
+
+
+def test_both_engines_say_the_same_on_all_twelve(work, tmp_path):
+    names = list(BENCHMARKS)
+    found = predict(work, tmp_path / "batched", names, batch_size=64)
+    reference = predict(work, tmp_path / "reference", names, engine="vlmevalkit", replicas=2)
+    assert texts(found) == texts(reference)
+    said = [row for rows in found.values() for row in rows.values()]
+    assert len({row.text for row in said}) > len(said) / 4
+    assert {row.finished for row in said} == {False}
+    assert {row.new_tokens for row in said} == {6}
+    assert {row.finished for rows in reference.values() for row in rows.values()} == {None}
+
+
+def test_an_answer_that_reads_as_missing_stays_what_it_is(work, tmp_path, monkeypatch):
+    from interlace.evaluation.model import LocalQwen3VL
+
+    said = iter(["None", "", "N/A"])
+    monkeypatch.setattr(LocalQwen3VL, "generate", lambda *_, **__: next(said))
+    found = predict(work, tmp_path, ["AI2D"], engine="vlmevalkit")
+    assert [row.text for row in found["AI2D"].values()] == ["None", "", "N/A"]
+
+
+def test_a_torn_pickle_of_the_reference_is_removed(work, tmp_path, capsys):
+    expected = predict(work, tmp_path / "a", ["AI2D"], engine="vlmevalkit")
+    for torn in (b"\x80\x04\x95", b"garbage", b""):
+        folder = tmp_path / str(len(torn)) / "AI2D" / "vlmevalkit"
+        folder.mkdir(parents=True)
+        (folder / "01_AI2D_TEST.pkl").write_bytes(torn)
+        found = predict(work, folder.parents[1], ["AI2D"], engine="vlmevalkit")
+        assert found == expected
+        assert "torn by an interrupted run" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_is_generated(work, tmp_path, expected, monkeypatch):
+    assert predict(work, tmp_path, ["MMBench"])["MMBench"] == expected["MMBench"]
+
+    def refuse(*_, **__):
+        raise AssertionError("loaded again")
+
+    (file,) = (tmp_path / "MMBench").glob("*.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "load_model", refuse)
+        assert predict(work, tmp_path, ["MMBench"])["MMBench"] == expected["MMBench"]
+        with pytest.raises(AssertionError, match="loaded again"):
+            predict(work, tmp_path, ["AI2D"])
+    kept = next(iter(expected["MMBench"]))
+    line = json.dumps({"predictions": {kept: ["kept as it is", 1, True]}, "seconds": 1.0})
+    file.write_text(line + "\n" + '{"predictions": {"1": ["to', encoding="utf-8")
+    found = predict(work, tmp_path, ["MMBench"])["MMBench"]
+    assert found == {**expected["MMBench"], kept: Prediction("kept as it is", 1, True)}
+
+
+def test_what_was_done_before_an_error_is_kept(work, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(engine, "FLUSH_S", 1e6)
+    left = iter(range(7))
+    prepare = engine.LocalQwen3VL.prepare
+
+    def failing(*args):
+        if next(left, None) is None:
+            raise OSError("the disk is gone")
+        return prepare(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.LocalQwen3VL, "prepare", failing)
+        with pytest.raises(OSError, match="disk is gone"):
+            predict(work, tmp_path, ["MMBench"])
+    assert len(lines(tmp_path / "MMBench")) == 6
+    assert predict(work, tmp_path, ["MMBench"])["MMBench"] == expected["MMBench"]
+    assert sorted(lines(tmp_path / "MMBench")) == sorted(expected["MMBench"])
+
+
+def test_sampling_depends_on_seed_and_row_alone(work, tmp_path):
+    sampled = {"decoding": "released", "temperature": 1.5}
+    first = predict(work, tmp_path / "a", ["MMBench"], **sampled)
+    assert first != predict(work, tmp_path / "greedy", ["MMBench"])
+    assert first != predict(work, tmp_path / "seed", ["MMBench"], seed=1, **sampled)
+    assert first == predict(work, tmp_path / "b", ["MMBench"], batch_size=64, **sampled)
+    (file,) = (tmp_path / "a" / "MMBench").glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert first == predict(work, tmp_path / "a", ["MMBench"], batch_size=2, **sampled)
+    assert len(list((tmp_path / "a" / "MMBench").glob("*.jsonl"))) == 2
+
+
+def test_pixels_of_one_benchmark(work, tmp_path, monkeypatch):
+    seen = {}
+    prepare = engine.LocalQwen3VL.prepare
+
+    def watch(self, message, dataset):
+        inputs = prepare(self, message, dataset)
+        seen[dataset] = inputs["image_grid_thw"][0].prod() * 16**2
+        return inputs
+
+    monkeypatch.setattr(engine.LocalQwen3VL, "prepare", watch)
+    limits = {
+        "pixels": {"AI2D": {"min_pixels": 1024, "max_pixels": 4096}},
+        "max_pixels": 110000,
+        "min_pixels": 9000,
+    }
+    predict(work, tmp_path, ["AI2D", "ChartQA", "OCRBench"], **{**limits, "limit": 1})
+    assert seen["AI2D_TEST"] <= 9216
+    assert seen["ChartQA_TEST"] >= 8192
+    assert seen["OCRBench"] >= 90000
+
+
+def test_replicas_say_what_one_says(work, tmp_path, expected, monkeypatch):
+    count = 3  # two, below
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with predictor(work, replicas=count) as made:
+        pids = set()
+        for name in CHOSEN:
+            found = made.predict(get_benchmark(name), tmp_path / name)
+            assert found.predictions == expected[name], name
+            pids |= {replica.process.pid for replica in made._replicas._replicas}
+    assert len(pids) == count  # they stayed for all benchmarks
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    files = sorted(file.name for file in (tmp_path / "MMBench").glob("*.jsonl"))
+    assert files == [f"predictions-001-{n}.jsonl" for n in range(count)]
+    # Another number of replicas goes on where these were.
+    torn = tmp_path / "MMBench" / "predictions-001-1.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-5])
+    again = predict(work, tmp_path, ["MMBench"], replicas=1)
+    assert again["MMBench"] == expected["MMBench"]
+
+
+def wait_for(condition, seconds=100):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_replica_that_is_killed_is_named_and_its_rows_come_again(
+    work, tmp_path, expected, monkeypatch
+):
+    made = predictor(work, replicas=2)
+    first = made.predict(get_benchmark("AI2D"), tmp_path / "AI2D")
+    assert first.predictions == expected["AI2D"]
+    pids = [replica.process.pid for replica in made._replicas._replicas]
+    made._replicas._replicas[1].log.write_text("one line\nNot enough of something\n")
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="replica 2 of 2 on the CPU ended") as raised:
+        made.predict(get_benchmark("MMBench"), tmp_path / "MMBench")
+    assert "exit status -9, SIGKILL" in str(raised.value)
+    assert "one line | Not enough of something" in str(raised.value)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    again = predict(work, tmp_path, ["AI2D", "MMBench"])
+    assert again == {name: expected[name] for name in again}
+
+
+def test_a_replica_passes_on_what_the_user_got_wrong(tmp_path):
+    made = replicas.Replicas(tmp_path, {**SETTINGS, "replicas": 1}, "limited", 0)
+    prompts = [engine.Prompt("1", [{"type": "text", "value": "hello"}], "none")]
+    with pytest.raises(InputError, match=f"{tmp_path}: no checkpoint there"):
+        list(made.answer(get_benchmark("AI2D"), prompts, tmp_path, 1))
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from interlace.evaluation import engine
+from interlace.evaluation.benchmarks import get_benchmark
+from interlace.evaluation.predictor import Predictor
+root, out, replicas = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+engine.FLUSH_S = 0
+settings = json.loads(sys.argv[4])
+predictor = Predictor(root / "model", root / "lmu", {**settings, "replicas": replicas}, "limited", 0)
+if replicas == 1:  # stop in the middle, where a kill finds it
+    generate, count = engine.generate, iter(range(5))
+    def stuck(*args):
+        for row in generate(*args):
+            if next(count, None) is None:
+                import time
+                time.sleep(600)
+            yield row
+    engine.generate = stuck
+predictor.predict(get_benchmark("AI2D" if replicas > 1 else "MMBench"), out / "first")
+print("pids", *[r.process.pid for r in predictor._replicas._replicas], flush=True)
+import time
+time.sleep(600)
+"""
+
+
+def start(work, out, count):
+    command = [sys.executable, "-c", SCRIPT, str(work), str(out), str(count), json.dumps(SETTINGS)]
+    package = str(Path(engine.__file__).resolve().parents[2])
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": package},
+    )
+
+
+def test_kill_of_the_only_process_costs_what_was_at_work(work, tmp_path, expected):
+    process = start(work, tmp_path, 1)
+    folder = tmp_path / "first"
+    try:
+        wait_for(lambda: folder.exists() and len(lines(folder)) == 5)
+    finally:
+        process.kill()
+        process.wait()
+    before = lines(folder)
+    found = predictor(work).predict(get_benchmark("MMBench"), folder).predictions
+    assert found == expected["MMBench"]
+    assert sorted(lines(folder)) == sorted(found)  # none of the five came again
+    assert len(before) == 5
+
+
+def test_kill_of_the_parent_leaves_no_replicas(work, tmp_path, expected):
+    process = start(work, tmp_path, 2)
+    try:
+        pids = next(line for line in process.stdout if line.startswith("pids")).split()[1:]
+    finally:
+        process.kill()
+        process.wait()
+    assert len(pids) == 2
+    wait_for(lambda: not [pid for pid in pids if alive(pid)], seconds=20)
+    assert predict(work, tmp_path, ["AI2D"]) == {"AI2D": expected["AI2D"]}
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_gpus_are_those_that_we_may_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert replicas.visible_gpus({}) == ["0", "1"]
+    assert replicas.num_replicas({}) == 2
+    assert replicas.num_replicas({"replicas": 3}) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a, MIG-7f,5")
+    assert replicas.visible_gpus({}) == ["GPU-8a", "MIG-7f"]
+    assert replicas.visible_gpus({"device": "cpu"}) == []
+    assert replicas.num_replicas({"device": "cpu"}) == 1
+
+
+def test_each_replica_sees_its_gpu_and_its_share_of_cores(monkeypatch, tmp_path):
+    started = []
+
+    class Process:
+        stdout, stdin = iter(()), io.StringIO()
+
+        def __init__(self, command, env, **_):
+            started.append((env.get("CUDA_VISIBLE_DEVICES"), env["OMP_NUM_THREADS"]))
+
+        def kill(self):
+            pass
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(replicas.subprocess, "Popen", Process)
+    monkeypatch.setattr(replicas, "visible_gpus", lambda settings: ["GPU-8a", "MIG-7f"])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    made = replicas.Replicas(tmp_path, {"replicas": 3}, "limited", 0)
+    made.close()
+    assert started == [("GPU-8a", "2"), ("MIG-7f", "2"), ("GPU-8a", "2")]
+
+
+def test_long_prompts_come_first_and_those_of_an_image_together(tmp_path):
+    for name, size in (("small", (64, 64)), ("large", (640, 640)), ("copy", (64, 64))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+
+    def prompt(*parts):
+        return [
+            {"type": "image" if part.endswith("png") else "text", "value": part} for part in parts
+        ]
+
+    small, large, copy = (str(tmp_path / f"{name}.png") for name in ("small", "large", "copy"))
+    messages = {
+        "a": prompt(small, "x" * 40),
+        "b": prompt(large, "x"),
+        "c": prompt("x" * 4000),
+        "d": prompt(copy, "x" * 44),
+        "e": prompt("x" * 4000),
+    }
+
+    def order(*limits):
+        return "".join(prompt.index for prompt in engine.ordered(messages.items(), *limits))
+
+    assert order(None, None) == "cebda"
+    assert order(None, 4096) == "cedab"
+    assert order(10**7, None) == "dabce"
+    prompts = engine.ordered(messages.items(), None, None)
+    dealt = engine.shares(prompts, 3)
+    assert sorted("".join(prompt.index for prompt in share) for share in dealt) == ["b", "cda", "e"]
+    assert engine.shares(prompts[:1], 2) == [prompts[:1], []]

@@ -1,0 +1,217 @@
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from interlace.evaluation.outcomes import write_outcomes
+from interlace.io import read_json
+from interlace.reporting.figure_ttft import draw_breakdown, draw_speedup
+from interlace.reporting.figure_ttft_accuracy import accuracy_mode, draw_accuracy, points
+from interlace.reporting.figure_ttft_tokens import draw_tokens
+from interlace.reporting.labels import Variant
+from interlace.reporting.paper import load_paper
+from interlace.reporting.results import Results, load_results
+from interlace.reporting.ttft_outputs import build_ttft_accuracy, build_ttft_figures
+from tests.unit.reporting_results import MODELS, STANDIN, texts, write_score, write_timing
+
+PAPER = load_paper()
+SPLIT = {"vision_s": 0.02, "projector_s": 0.005, "decoder_s": 0.07, "first_sampling_s": 0.004}
+SPLIT |= {"rest_s": 0.001}
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def full_timing(root, model, variant, benchmark, speedup=1.25, tokens=(10, 100), **changes):
+    """Write a TTFT file with stages, preprocessing and samples."""
+    samples = [
+        {
+            "index": str(i),
+            "visual_tokens": count,
+            "dense_s": 0.001 * count,
+            "pruned_s": 0.001 * count / speedup,
+            "dense_decoder_s": 0.0008 * count,
+            "pruned_decoder_s": 0.0006 * count,
+            "dense_roofline_s": 0.0005 * count,
+            "pruned_roofline_s": 0.0004 * count,
+        }
+        for i, count in enumerate(tokens)
+    ]
+    return write_timing(
+        root, model, variant, benchmark, speedup,
+        dense={"mean_s": 0.1}, pruned={"mean_s": 0.1},
+        split={"dense": SPLIT, "pruned": SPLIT}, preprocessing={"mean_s": 0.05}, samples=samples,
+        **changes,
+    )  # fmt: skip
+
+
+def test_bars_show_every_stage_and_preprocessing_below(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
+    figure = draw_breakdown(load_results([file]), MODELS, PAPER, "interlace")
+    dense = [p for p in figure.axes[0].patches if p.get_x() < 0 and p.get_hatch() is None]
+    heights = [p.get_height() for p in dense]
+    assert heights == pytest.approx([50, 20, 5, 70, 4, 1])
+    assert dense[0].get_y() == 0
+    written = texts(figure)
+    for label in ("preprocessing", "vision tower", "projector", "first sampling", "rest"):
+        assert label in written
+
+
+def test_tokens_show_a_point_per_sample_over_a_roofline_that_never_falls(tmp_path):
+    files = [
+        full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=(10, 100)),
+        full_timing(tmp_path, "big", "interlace-25-ft", "POPE", tokens=(50,)),
+        full_timing(tmp_path, "big", "interlace-10-ft", "POPE", tokens=(77,)),
+    ]
+    body = read_json(files[1])
+    body["samples"][0]["dense_roofline_s"] = 9.0  # a long text
+    files[1].write_text(json.dumps(body))
+    figure = draw_tokens(load_results(files), MODELS, PAPER, "interlace", STANDIN)
+    dots, line = figure.axes[0].lines[:2]
+    assert list(dots.get_xdata()) == [10, 100, 50]
+    assert list(dots.get_ydata()) == pytest.approx([10, 100, 50])
+    assert list(line.get_xdata()) == [10, 50, 100]
+    assert list(line.get_ydata()) == pytest.approx([5, 50, 50])
+    assert "roofline" in texts(figure)
+    assert "Stand-in" in texts(figure)
+
+
+def test_tokens_without_samples_say_so(tmp_path):
+    file = write_timing(tmp_path, "big", "interlace-25-ft", "AI2D", 1.2)
+    figure = draw_tokens(load_results([file]), MODELS, PAPER, "interlace")
+    assert "no samples in the files" in texts(figure)
+    assert "no TTFT measured" in texts(draw_tokens(Results(), MODELS, PAPER, "interlace"))
+
+
+def test_text_only_samples_have_a_place(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "MIABench", tokens=(0, 30))
+    body = read_json(file)
+    for sample in body["samples"]:
+        sample |= {"dense_s": 0.1, "pruned_s": 0.08}
+    file.write_text(json.dumps(body))
+    figure = draw_tokens(load_results([file]), MODELS, PAPER, "interlace")
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    assert low <= 0 < 30 <= high
+
+
+def outcome_rows(hits):
+    import pandas as pd
+
+    count = len(hits)
+    return pd.DataFrame(
+        {
+            "index": [str(i) for i in range(count)],
+            "question": [str(i) for i in range(count)],
+            "prediction": ["a"] * count,
+            "answer": ["a"] * count,
+            "hit": np.array(hits, dtype=float),
+            "value": np.array(hits, dtype=float),
+            "weight": np.ones(count),
+            "empty": [False] * count,
+            "new_tokens": pd.array([1] * count, dtype="Int32"),
+            "finished": pd.array([True] * count, dtype="boolean"),
+        }
+    )
+
+
+def write_scored(root, variant, benchmark, hits, mode="limited"):
+    """Write a score with its outcomes."""
+    score = 100 * float(np.mean(hits))
+    file = write_score(
+        root, "big", variant, mode, benchmark, score, outcomes=f"{benchmark}.parquet"
+    )
+    write_outcomes(file.with_suffix(".parquet"), outcome_rows(hits))
+    return file
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Dense, SLEB in both forms (timed in one) and the main method with a further seed."""
+    files = []
+    for benchmark in ("AI2D", "POPE"):
+        files += [
+            write_scored(tmp_path, "dense", benchmark, [1, 1, 1, 0]),
+            write_scored(tmp_path, "sleb-25", benchmark, [1, 0, 0, 0]),
+            write_scored(tmp_path, "sleb-25-ft", benchmark, [1, 1, 0, 0]),
+            write_scored(tmp_path, "interlace-25-ft", benchmark, [1, 1, 1, 1]),
+            write_scored(tmp_path, "interlace-25-ft-s1", benchmark, [1, 1, 0, 0]),
+            write_scored(tmp_path, "random-25-ft", benchmark, [1, 1, 0, 0]),  # not timed
+            full_timing(tmp_path, "big", "sleb-25", benchmark, 1.2),
+        ]
+    for benchmark, speedup in (("AI2D", 1.5), ("POPE", 1.3), ("VStar", 9.0)):
+        files.append(full_timing(tmp_path, "big", "interlace-25-ft", benchmark, speedup))
+    return load_results(files)
+
+
+def test_points_are_means_over_what_was_scored_and_timed(scored):
+    found = {p.variant: p for p in points(scored, "big", "limited", PAPER)}
+    assert {v.id for v in found} == {"dense", "sleb-25", "sleb-25-ft", "interlace-25-ft"}
+    dense = found[Variant("dense", None, False)]
+    assert (dense.speedup, dense.score, dense.speedup_interval) == (1.0, 75.0, None)
+    low, high = dense.score_interval
+    assert 0 < low < 75 < high <= 100
+    main = found[Variant("interlace", 25.0, True)]
+    assert (main.speedup, main.score, main.count) == (pytest.approx(1.4), 75.0, 2)
+    assert main.speedup_interval == pytest.approx((1.4, 1.4))
+    assert found[Variant("sleb", 25.0, True)].speedup == found[Variant("sleb", 25.0, False)].speedup
+
+
+def test_the_mode_drawn_is_the_one_with_most_variants(scored):
+    assert accuracy_mode(scored, "big") == "limited"
+    assert accuracy_mode(scored, "small") is None
+
+
+def test_every_point_has_its_name_and_no_name_covers_another(scored):
+    figure = draw_accuracy(scored, "big", PAPER, "The model", STANDIN)
+    axes = figure.axes[0]
+    names = {t.get_text(): t for t in axes.texts}
+    assert set(names) == {"Dense", "SLEB 25 %", "SLEB-FT 25 %", "INTERLACE 25 %"}
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(t, renderer) for t in names.values()]
+    covered = [a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(covered)
+    assert "Stand-in" in texts(figure)
+
+
+def test_points_on_one_spot_still_have_names_apart(tmp_path):
+    files = []
+    for method in ("interlace", "random", "consecutive", "sleb"):
+        files.append(write_score(tmp_path, "big", f"{method}-25-ft", "limited", "AI2D", 50.0))
+        files.append(full_timing(tmp_path, "big", f"{method}-25-ft", "AI2D"))
+    figure = draw_accuracy(load_results(files), "big", PAPER, "The model")
+    renderer = figure.canvas.get_renderer()
+    boxes = [Text.get_window_extent(t, renderer) for t in figure.axes[0].texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_without_anything_both_scored_and_timed_the_figure_says_so(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
+    figure = draw_accuracy(load_results([file]), "big", PAPER, "The model")
+    assert "no variant was both scored and timed" in texts(figure)
+
+
+def test_speedup_has_the_paper_s_marker_beside_ours(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
+    figure = draw_speedup(load_results([file]), MODELS, PAPER, "interlace")
+    printed = PAPER.cell(4, "AI2D", "8B_25")
+    assert [printed] in [list(line.get_ydata()) for line in figure.axes[0].lines]
+
+
+def test_all_figures_are_written(tmp_path):
+    timing = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
+    score = write_score(tmp_path, "big", "interlace-25-ft", "limited", "AI2D", 50.0)
+    out = tmp_path / "figures"
+    build_ttft_figures([timing], out, models=MODELS, standin=[])
+    build_ttft_accuracy(
+        [score], [timing], out / "ttft_accuracy", model="big", label="The model", standin=[]
+    )
+    stems = {p.stem for p in out.iterdir()}
+    assert stems == {"ttft_speedup", "ttft_breakdown", "ttft_tokens", "ttft_accuracy"}
+    assert len(list(out.iterdir())) == 12
