@@ -89,6 +89,10 @@ def _one_line(error: jsonschema.ValidationError) -> str:
         return f"config: unknown key '{key}' at {place}{_near(key, known)}"
     if error.validator == "enum":
         return f"config: {place}: '{error.instance}' is unknown{_near(error.instance, error.validator_value)}"
+    if place == "evaluation.grader.key_env":  # it may be the key itself
+        return f"config: {place}: give the name of an environment variable, in capitals"
+    if place == "evaluation.grader.base_url":  # it may hold a password
+        return f"config: {place}: give an address that begins with http, without user or query"
     if error.validator == "required":
         return f"config: {place}: {error.message}; add it (config/README.md explains every key)"
     return f"config: {place}: {error.message} (config/README.md explains every key)"

@@ -166,20 +166,28 @@ class Grid:
         return _unique(p for t in self.config["tables"] for p in self.ttft_variants(t))
 
     def accuracy_cells(self) -> list[Cell]:
-        """Return the primary model's evaluations of what TTFT is measured of, in one mode."""
-        timed = {variant for model, variant in self.all_ttft() if model == self.primary}
+        """Return the primary model's evaluations of Dense and of what TTFT is measured of.
+
+        In every mode that has any of the latter; fine-tuned or not, a plan is as fast.
+        """
+        timed = {plan_id(v) for m, v in self.all_ttft() if m == self.primary} - {"dense"}
+        found = []
         for mode in ("limited", "cot"):
             cells = [c for c in self.all_cells() if (c.model, c.mode) == (self.primary, mode)]
-            if timed & {split_seed(cell.variant)[0] for cell in cells}:
-                return cells
-        return []
+            plans = {cell: plan_id(split_seed(cell.variant)[0]) for cell in cells}
+            if timed & {*plans.values()}:
+                found += [cell for cell in cells if plans[cell] in timed | {"dense"}]
+        return found
 
     def ttft_groups(self) -> list[tuple[str, list[str]]]:
-        """Return (model, variants) groups that one TTFT job measures beside dense."""
-        size = self.config["ttft"]["variants_per_job"]
+        """Return (model, variants) groups that one TTFT job measures beside dense.
+
+        All of a model by default: variants of equal depth, which must be as fast, are compared.
+        """
         groups = []
         for model in self.models:
             variants = [v for m, v in self.all_ttft() if m == model]
+            size = self.config["ttft"]["variants_per_job"] or max(1, len(variants))
             groups += [(model, variants[i : i + size]) for i in range(0, len(variants), size)]
         return groups
 

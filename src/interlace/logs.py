@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from interlace.errors import InputError
+from interlace.gpus import claimed_gpus
 
 
 @contextlib.contextmanager
-def script_log(path: str | Path, threads: int = 1) -> Iterator[Callable[[str], None]]:
+def script_log(
+    path: str | Path, threads: int = 1, gpus: int = 0
+) -> Iterator[Callable[[str], None]]:
     """Send all output of this process and its children to `path`, errors included.
 
     Yields a function for what a person should see at once: it writes a line to the log and to the
-    caller's standard error. `threads` bounds the threads of numerical libraries; it acts only if they are imported later.
+    caller's standard error. `threads` bounds the threads of numerical libraries; it acts only if
+    they are imported later. `gpus` that no other job has are claimed for the block.
 
     An InputError becomes one line in the log and on the caller's standard error, any other error a
     traceback in the log; both end the process with status 1. Snakemake itself leaves `log:` empty
@@ -41,7 +45,8 @@ def script_log(path: str | Path, threads: int = 1) -> Iterator[Callable[[str], N
         os.write(terminal, f"{text}\n".encode())
 
     try:
-        yield say
+        with claimed_gpus(gpus):
+            yield say
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         os.write(terminal, f"interlace: {error}\n".encode())

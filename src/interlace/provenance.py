@@ -2,9 +2,12 @@
 
 import functools
 import importlib.metadata
+import importlib.util
 import subprocess
 from pathlib import Path
 from typing import Any
+
+from interlace.io import code_digest
 
 SCHEMA_VERSION = 1
 _PACKAGES = {"torch": "torch", "transformers": "transformers", "vlmeval": "ms-vlmeval"}
@@ -36,14 +39,34 @@ def stamp(
 
 @functools.cache
 def versions() -> dict[str, str | None]:
-    """Return the installed versions of torch, transformers and vlmeval, without importing them."""
+    """Return the versions of torch, transformers and vlmeval in use, without importing them.
+
+    A checkout of vlmeval on the module path counts by its code, whatever is installed.
+    """
     found: dict[str, str | None] = {}
     for name, distribution in _PACKAGES.items():
         try:
             found[name] = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
+    found["vlmeval"] = _vlmeval_checkout() or found["vlmeval"]
     return found
+
+
+def _vlmeval_checkout() -> str | None:
+    """Return a digest of the code that scores depend on, where vlmeval is not the installed one."""
+    spec = importlib.util.find_spec("vlmeval")
+    if spec is None or spec.origin is None:
+        return None
+    package = Path(spec.origin).resolve().parent
+    try:
+        installed = importlib.metadata.distribution(_PACKAGES["vlmeval"]).locate_file("vlmeval")
+        if package == Path(str(installed)).resolve():
+            return None
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    places = [package / place for place in ("dataset", "smp", "vlm/qwen3_vl", "inference.py")]
+    return f"checkout {code_digest(*(place for place in places if place.exists()))}"
 
 
 @functools.cache

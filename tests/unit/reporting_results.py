@@ -40,7 +40,7 @@ def write_score(
         "benchmark": benchmark,
         "score": score,
         "num_samples": 64,
-        "interval": [score - 5, score + 5],
+        "interval": [max(0.0, score - 5), min(100.0, score + 5)],
         "grader": {"kind": "exact_matching", "model": None, "ungraded": 0},
         "fixture": False,
         "partial": False,

@@ -184,6 +184,14 @@ MISTAKES = [
         "evaluation.grader.price: budget needs it",
     ),
     (
+        lambda c: c["evaluation"]["grader"].update(key_env="sk-canary"),
+        "evaluation.grader.key_env: give the name of an environment variable",
+    ),
+    (
+        lambda c: c["evaluation"]["grader"].update(base_url="https://me:canary@host/v1"),
+        "evaluation.grader.base_url: give an address",
+    ),
+    (
         lambda c: c["evaluation"].update(pixels={"OCRBench": {"max_pixels": 9000}}),
         "evaluation.pixels.OCRBench.max_pixels: 9000 is below 102400",
     ),
@@ -202,6 +210,7 @@ def test_a_mistake_gives_one_line_that_names_the_place(schema, demo, mistake, me
         complete(demo, schema, DEMO_MODELS)
     text = str(raised.value)
     assert message in text
+    assert "canary" not in text
     assert "\n" not in text
 
 

@@ -59,7 +59,7 @@ def test_a_grader_needs_address_model_and_key(monkeypatch):
     for missing in ("base_url", "model"):
         with pytest.raises(InputError, match=f"evaluation.grader.{missing}"):
             check_graders(["MIABench"], {**OPENAI, missing: None})
-    with pytest.raises(InputError, match="environment variable 'K' is not set"):
+    with pytest.raises(InputError, match=r"key_env: .* is not set"):
         check_graders(["MIABench"], OPENAI)
     monkeypatch.setenv("K", "secret")
     check_graders(["MIABench"], OPENAI)

@@ -187,6 +187,7 @@ def test_a_benchmark_that_vlmevalkit_skips_is_a_failure(work, tmp_path, capsys):
         (["MIABench"], {}, "MIABench needs a grader"),
         (["Chart"], {}, "benchmark 'Chart' is unknown"),
         (["OCRBench"], {"max_pixels": 50000}, "max_pixels: 50000 is below 102400"),
+        (["AI2D"], {"pixels": {"AI2D": {"max_pixels": 50000}}}, "pixels: VLMEvalKit's command"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(names, settings, line, work, tmp_path):

@@ -214,6 +214,44 @@ def test_parked_rows_go_on_where_they_were(model, prompts, monkeypatch):
     assert sum(prefills) > 1
 
 
+@pytest.fixture(scope="module")
+def placeholders(checkpoint):
+    """The ids of <|image_pad|>, <|video_pad|> and <|vision_start|>."""
+    names = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>"]
+    return load_processor(checkpoint).tokenizer.convert_tokens_to_ids(names)
+
+
+@pytest.mark.parametrize("said", [0, 1, 2])
+@pytest.mark.parametrize("reason", ["none", "parked", "no memory"])
+def test_a_model_that_says_image_tokens(said, reason, model, prompts, placeholders, monkeypatch):
+    token = placeholders[said]
+    ends_for(model, prompts)
+    top = alone(model, prompts[1:2], max_new_tokens=1, do_sample=False)[0][0]
+    with torch.no_grad():
+        model.lm_head.weight[token] = 1.3 * model.lm_head.weight[top]
+    eos, free = ends_for(model, prompts)
+    assert sum(token in answer[:-2] for answer in free) > 2
+    assert len({other for answer in free for other in answer}) > 3  # and not only that
+    model.generation_config.eos_token_id = [end for end in eos if end != token]
+    room, calls, resumed = Room(64, 10**6, NEW), [], []
+    if reason == "parked":
+        room = Room(4, 10**6, NEW)
+        monkeypatch.setattr(loop, "PARKED_STEPS", 1)
+        monkeypatch.setattr(loop, "PARKED_SHARE", 1)
+
+    def fail(_, args, kwargs):
+        ids = kwargs["input_ids"]
+        calls.append(ids.shape)
+        resumed.append("pixel_values" not in kwargs and bool((ids[:, :-1] == token).any()))
+        if reason == "no memory" and len(ids) > 3 and len(calls) % 4 == 0:
+            raise torch.OutOfMemoryError("no memory left")
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    ends = model.generation_config.eos_token_id
+    check(together(model, prompts, room, max_new_tokens=NEW), free, ends, NEW)
+    assert any(resumed) == (reason != "none")
+
+
 def test_out_of_memory_halves_the_room_and_loses_nothing(model, prompts, capsys):
     eos, free = ends_for(model, prompts)
     model.generation_config.eos_token_id = list(eos)

@@ -1,10 +1,10 @@
 """Predictor on a tiny checkpoint: stores, both engines, replicas, kills, resuming."""
 
+import contextlib
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from interlace.errors import InputError
-from interlace.evaluation import engine, replicas
+from interlace.evaluation import engine, replica, replicas
 from interlace.evaluation.benchmarks import BENCHMARKS, get_benchmark
 from interlace.evaluation.predictions import Prediction, PredictionStore
 from interlace.evaluation.predictor import Predictor
@@ -24,7 +24,6 @@ from tests.tiny_benchmarks import DATASETS, make_tiny_benchmarks
 
 SETTINGS = {"modes": {"limited": 6}, "batch_size": 3, "prompt": "dataset", "limit": None}
 CHOSEN = ("AI2D", "ChartQA", "OCRBench", "MMBench", "MIABench", "HRBench4K")
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +75,20 @@ def test_a_store_keeps_what_is_whole_and_drops_a_torn_line(tmp_path, capsys):
         assert ("3" in again.predictions) == torn.startswith(whole)
         assert again.seconds == (3.0 if torn.startswith(whole) else 2.0)
         assert "line" in capsys.readouterr().out
+    # Nor is what is no batch taken for one, whatever it is.
+    row = '["x", 1, true]'
+    for odd_line in (
+        *("7", "null", "[]", '"x"', "{}", '{"predictions": {"3": ' + row + "}}"),
+        *('{"seconds": 1, "predictions": [' + row + "]}", '{"seconds": 1, "predictions": null}'),
+        *('{"seconds": 1, "predictions": {"3": ["x"]}}', '{"seconds": 1, "predictions": {"3": 7}}'),
+        '{"seconds": 1, "predictions": {"3": [null, 1, true]}}',
+    ):
+        file.write_bytes(whole.splitlines(keepends=True)[0] + odd_line.encode() + b"\n")
+        again = PredictionStore(tmp_path)
+        assert again.predictions.keys() == {"1", "2"}, odd_line
+        assert f"{file}: line 2 is torn" in capsys.readouterr().out
+    file.write_bytes(whole + b'{"sec')
+    again = PredictionStore(tmp_path)
     # The next attempt writes another file, so that the torn one stays as it is.
     again.add({"4": Prediction("y", 2, True)}, 5.0)
     assert PredictionStore(tmp_path).predictions.keys() == {"1", "2", "3", "4"}
@@ -84,9 +97,9 @@ def test_a_store_keeps_what_is_whole_and_drops_a_torn_line(tmp_path, capsys):
 
 def test_seconds_are_those_of_the_slowest_replica(tmp_path):
     attempt = PredictionStore(tmp_path).attempt
-    for replica, seconds in enumerate((2.0, 5.0, 3.0)):
-        store = PredictionStore(tmp_path, attempt, replica)
-        store.add({str(replica): Prediction("", 0, True)}, seconds)
+    for number, seconds in enumerate((2.0, 5.0, 3.0)):
+        store = PredictionStore(tmp_path, attempt, number)
+        store.add({str(number): Prediction("", 0, True)}, seconds)
     PredictionStore(tmp_path).add({"9": Prediction("", 0, True)}, 1.0)
     assert PredictionStore(tmp_path).seconds == 6.0
     with pytest.raises(FileExistsError):  # two writers of one file
@@ -114,15 +127,76 @@ def test_an_answer_that_reads_as_missing_stays_what_it_is(work, tmp_path, monkey
     assert [row.text for row in found["AI2D"].values()] == ["None", "", "N/A"]
 
 
-def test_a_torn_pickle_of_the_reference_is_removed(work, tmp_path, capsys):
-    expected = predict(work, tmp_path / "a", ["AI2D"], engine="vlmevalkit")
-    for torn in (b"\x80\x04\x95", b"garbage", b""):
-        folder = tmp_path / str(len(torn)) / "AI2D" / "vlmevalkit"
-        folder.mkdir(parents=True)
-        (folder / "01_AI2D_TEST.pkl").write_bytes(torn)
-        found = predict(work, folder.parents[1], ["AI2D"], engine="vlmevalkit")
-        assert found == expected
-        assert "torn by an interrupted run" in capsys.readouterr().out
+def test_what_an_interrupted_reference_left_is_never_read(work, tmp_path, monkeypatch):
+    from vlmeval import inference
+
+    from interlace.evaluation.model import LocalQwen3VL
+
+    said = ["", "0451", "None"]
+    asked = []
+
+    def answer(*_, **__):
+        asked.append(len(asked))
+        return said[(len(asked) - 1) % 3]
+
+    monkeypatch.setattr(LocalQwen3VL, "generate", answer)
+    names, reference = ["AI2D"], {"engine": "vlmevalkit"}
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    # Killed with VLMEvalKit's table on the disk, whole or torn: every answer is in the store.
+    dump, job = inference.dump, inference.infer_data_job
+
+    def torn(data, file, **kwargs):
+        dump(data, file, **kwargs)
+        if str(file).endswith(".tsv"):
+            Path(file).write_bytes(Path(file).read_bytes()[:-9] + b'"')
+            raise Killed
+
+    def whole(*args, **kwargs):
+        job(*args, **kwargs)
+        raise Killed
+
+    for name, killed in (("dump", torn), ("infer_data_job", whole)):
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(inference, name, killed)
+            with pytest.raises(Killed):
+                predict(work, out, names, **reference)
+        assert len(asked) == 3
+        assert [row.text for row in predict(work, out, names, **reference)["AI2D"].values()] == said
+        assert len(asked) == 3
+        asked.clear()
+    # Killed in the second row, by files that would tell otherwise: the first is not asked again.
+    add = PredictionStore.add
+    left = iter([add, die])
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionStore, "add", lambda *args: next(left)(*args))
+        with pytest.raises(Killed):
+            predict(work, tmp_path, names, **reference)
+    assert lines(tmp_path / "AI2D") == ["0"]
+    folder = tmp_path / "AI2D" / "vlmevalkit"
+    for name in ("01_AI2D_TEST.pkl", "reference_AI2D_TEST_PREV.pkl", "reference_AI2D_TEST.tsv"):
+        (folder / name).write_bytes(b"\x80\x04\x95 garbage")
+    asked[:] = [0]
+    assert [
+        row.text for row in predict(work, tmp_path, names, **reference)["AI2D"].values()
+    ] == said
+    assert lines(tmp_path / "AI2D") == ["0", "1", "2"]
+
+
+def test_a_sampling_reference_resumes_with_the_same_answers(work, tmp_path):
+    sampled = {"decoding": "released", "temperature": 1.5, "engine": "vlmevalkit"}
+    whole = predict(work, tmp_path, ["AI2D"], **sampled)
+    assert len({row.text for row in whole["AI2D"].values()}) == 3
+    (file,) = (tmp_path / "AI2D").glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert predict(work, tmp_path, ["AI2D"], **sampled) == whole
+    assert len(list((tmp_path / "AI2D").glob("*.jsonl"))) == 2
 
 
 def test_only_what_is_missing_is_generated(work, tmp_path, expected, monkeypatch):
@@ -196,22 +270,29 @@ def test_pixels_of_one_benchmark(work, tmp_path, monkeypatch):
     assert seen["OCRBench"] >= 90000
 
 
-def test_replicas_say_what_one_says(work, tmp_path, expected, monkeypatch):
-    count = 3  # two, below
+def test_replicas_say_what_one_says_and_a_killed_one_is_named(
+    work, tmp_path, expected, monkeypatch
+):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    with predictor(work, replicas=count) as made:
-        pids = set()
-        for name in CHOSEN:
-            found = made.predict(get_benchmark(name), tmp_path / name)
-            assert found.predictions == expected[name], name
-            pids |= {replica.process.pid for replica in made._replicas._replicas}
-    assert len(pids) == count  # they stayed for all benchmarks
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    made, pids = predictor(work, replicas=2), set()
+    for name in CHOSEN:
+        found = made.predict(get_benchmark(name), tmp_path / name)
+        assert found.predictions == expected[name], name
+        pids |= {replica.process.pid for replica in made._replicas._replicas}
+    assert len(pids) == 2  # they stayed for all benchmarks
     files = sorted(file.name for file in (tmp_path / "MMBench").glob("*.jsonl"))
-    assert files == [f"predictions-001-{n}.jsonl" for n in range(count)]
-    # Another number of replicas goes on where these were.
-    torn = tmp_path / "MMBench" / "predictions-001-1.jsonl"
+    assert files == ["predictions-001-0.jsonl", "predictions-001-1.jsonl"]
+    # A replica dies: it is named, none is left, and what it owed is generated by another number.
+    torn = tmp_path / "MMBench" / files[1]
     torn.write_bytes(torn.read_bytes()[:-5])
+    last = made._replicas._replicas[1]
+    last.log.write_text("one line\nNot enough of something\n")
+    os.kill(last.process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="replica 2 of 2 on the CPU ended") as raised:
+        made.predict(get_benchmark("MMBench"), tmp_path / "MMBench")
+    assert "exit status -9, SIGKILL" in str(raised.value)
+    assert "one line | Not enough of something" in str(raised.value)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     again = predict(work, tmp_path, ["MMBench"], replicas=1)
     assert again["MMBench"] == expected["MMBench"]
 
@@ -223,94 +304,68 @@ def wait_for(condition, seconds=100):
         time.sleep(0.05)
 
 
-def test_a_replica_that_is_killed_is_named_and_its_rows_come_again(
-    work, tmp_path, expected, monkeypatch
-):
-    made = predictor(work, replicas=2)
-    first = made.predict(get_benchmark("AI2D"), tmp_path / "AI2D")
-    assert first.predictions == expected["AI2D"]
-    pids = [replica.process.pid for replica in made._replicas._replicas]
-    made._replicas._replicas[1].log.write_text("one line\nNot enough of something\n")
-    os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="replica 2 of 2 on the CPU ended") as raised:
-        made.predict(get_benchmark("MMBench"), tmp_path / "MMBench")
-    assert "exit status -9, SIGKILL" in str(raised.value)
-    assert "one line | Not enough of something" in str(raised.value)
-    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    again = predict(work, tmp_path, ["AI2D", "MMBench"])
-    assert again == {name: expected[name] for name in again}
-
-
-def test_a_replica_passes_on_what_the_user_got_wrong(tmp_path):
-    made = replicas.Replicas(tmp_path, {**SETTINGS, "replicas": 1}, "limited", 0)
+def test_a_replica_passes_on_what_the_user_got_wrong(work, tmp_path, monkeypatch):
+    job = {"parent": os.getppid(), "checkpoint": str(tmp_path), "mode": "limited", "seed": 0}
+    job["settings"] = SETTINGS
     prompts = [engine.Prompt("1", [{"type": "text", "value": "hello"}], "none")]
+    order = {"benchmark": "AI2D", "prompts": prompts, "folder": str(tmp_path)}
+    order |= {"attempt": 1, "replica": 0}
+    said = tmp_path / "said"
+    with monkeypatch.context() as patch:  # in this process, whose own streams stay as they are
+        patch.setattr(replica, "die_with_parent", lambda: None)
+        patch.setattr(replica.signal, "signal", lambda *_: None)
+        patch.setattr(replica.os, "dup", lambda _: os.open(said, os.O_CREAT | os.O_WRONLY))
+        patch.setattr(replica.os, "dup2", lambda *_: None)
+        patch.setattr(sys, "stdin", io.StringIO(f"{json.dumps(job)}\n{json.dumps(order)}\n"))
+        with pytest.raises(SystemExit):
+            replica.main()
+
+    class Process(io.StringIO):
+        stdin = io.StringIO()
+        kill = wait = lambda _: None
+
+        @property
+        def stdout(self):
+            return self
+
+    monkeypatch.setattr(replicas, "_start", lambda *_: Process(said.read_text()))
+    made = replicas.Replicas(tmp_path, {**SETTINGS, "replicas": 1}, "limited", 0)
     with pytest.raises(InputError, match=f"{tmp_path}: no checkpoint there"):
         list(made.answer(get_benchmark("AI2D"), prompts, tmp_path, 1))
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from interlace.evaluation import engine
-from interlace.evaluation.benchmarks import get_benchmark
-from interlace.evaluation.predictor import Predictor
-root, out, replicas = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-engine.FLUSH_S = 0
-settings = json.loads(sys.argv[4])
-predictor = Predictor(root / "model", root / "lmu", {**settings, "replicas": replicas}, "limited", 0)
-if replicas == 1:  # stop in the middle, where a kill finds it
-    generate, count = engine.generate, iter(range(5))
-    def stuck(*args):
-        for row in generate(*args):
-            if next(count, None) is None:
-                import time
-                time.sleep(600)
-            yield row
-    engine.generate = stuck
-predictor.predict(get_benchmark("AI2D" if replicas > 1 else "MMBench"), out / "first")
-print("pids", *[r.process.pid for r in predictor._replicas._replicas], flush=True)
-import time
-time.sleep(600)
-"""
-
-
-def start(work, out, count):
-    command = [sys.executable, "-c", SCRIPT, str(work), str(out), str(count), json.dumps(SETTINGS)]
-    package = str(Path(engine.__file__).resolve().parents[2])
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, **ONE_THREAD, "PYTHONPATH": package},
-    )
-
-
-def test_kill_of_the_only_process_costs_what_was_at_work(work, tmp_path, expected):
-    process = start(work, tmp_path, 1)
-    folder = tmp_path / "first"
-    try:
-        wait_for(lambda: folder.exists() and len(lines(folder)) == 5)
-    finally:
-        process.kill()
-        process.wait()
-    before = lines(folder)
-    found = predictor(work).predict(get_benchmark("MMBench"), folder).predictions
-    assert found == expected["MMBench"]
-    assert sorted(lines(folder)) == sorted(found)  # none of the five came again
-    assert len(before) == 5
-
-
 def test_kill_of_the_parent_leaves_no_replicas(work, tmp_path, expected):
-    process = start(work, tmp_path, 2)
+    """Killed with rows on the disk; what is there is not generated again."""
+    folder = tmp_path / "MMBench"
+    pids = tmp_path / "pids"
+    parent = os.fork()
+    if not parent:  # has imported vlmeval already
+        try:
+            engine_of = predictor(work, replicas=2)
+            start = replicas._start
+
+            def started(*args):
+                process = start(*args)
+                with pids.open("a") as handle:
+                    handle.write(f"{process.pid}\n")
+                return process
+
+            replicas._start = started
+            with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+                engine_of.predict(get_benchmark("MMBench"), folder)
+                time.sleep(600)
+        finally:
+            os._exit(1)
     try:
-        pids = next(line for line in process.stdout if line.startswith("pids")).split()[1:]
+        wait_for(lambda: folder.exists() and lines(folder))
     finally:
-        process.kill()
-        process.wait()
-    assert len(pids) == 2
-    wait_for(lambda: not [pid for pid in pids if alive(pid)], seconds=20)
-    assert predict(work, tmp_path, ["AI2D"]) == {"AI2D": expected["AI2D"]}
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+    children = pids.read_text().split()
+    assert len(children) == 2
+    wait_for(lambda: not [pid for pid in children if alive(pid)], seconds=20)
+    assert predict(work, tmp_path, ["MMBench"]) == {"MMBench": expected["MMBench"]}
+    assert sorted(lines(folder)) == sorted(expected["MMBench"])
 
 
 def alive(pid):

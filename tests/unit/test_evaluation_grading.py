@@ -20,6 +20,7 @@ from interlace.evaluation.prepare import prepare_benchmarks
 from interlace.provenance import versions
 from tests.faulty_grader import (
     GRADE,
+    body,
     drip,
     drop,
     fail,
@@ -94,8 +95,8 @@ def test_rules_score_everything_but_mia_bench(lmu, tmp_path, name):
         "model": None,
         "prompt": None,
         "answers": rows if matched else 0,
-        "unparsed": 0,
-        "unparsed_share": 0.0,
+        "unparsed": 0 if matched else None,
+        "unparsed_share": 0.0 if matched else None,
         "ungraded": 0,
         "judge": "exact_matching",
     }
@@ -104,8 +105,8 @@ def test_rules_score_everything_but_mia_bench(lmu, tmp_path, name):
     # every second answer cannot be read
     half = iter(range(rows))
     record, _ = score(lmu, tmp_path / "half", name, lambda r: VAGUE if next(half) % 2 else right(r))
-    assert record["unparsed"] == (rows // 2 if matched else 0)
-    assert record["unparsed_share"] == pytest.approx(record["unparsed"] / rows)
+    assert record["unparsed"] == (rows // 2 if matched else None)
+    assert record["unparsed_share"] == (pytest.approx(rows // 2 / rows) if matched else None)
 
 
 def test_scores_of_an_attempt_before_do_not_come_back(lmu, tmp_path):
@@ -131,8 +132,8 @@ def test_grades_come_from_the_grader_and_are_not_asked_for_twice(lmu, tmp_path):
             "kind": "openai",
             "model": "m",
             "answers": 3,
-            "unparsed": 0,
-            "unparsed_share": 0.0,
+            "unparsed": None,  # a row without a grade is an error
+            "unparsed_share": None,
             "ungraded": 0,
             "judge": "grader",
         }
@@ -227,6 +228,61 @@ def test_a_dead_grader_does_not_cost_its_time_for_every_row(forty, tmp_path):
         with pytest.raises(InputError, match=r"40 of 40 rows .*: HTTP 503: overloaded, in 2 tries"):
             score(forty, tmp_path, "MIABench", right, connect(server))
         assert len(server.requests) <= 16  # of 80: two tries each of a few calls at once
+
+
+REFUSED = "I'm sorry, I can't help with that."
+FILTERED = {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}
+
+
+@pytest.mark.parametrize("act", [say(REFUSED), fail(400, "policy"), body(FILTERED)])
+def test_a_grader_that_refuses_everything_is_soon_left_alone(forty, tmp_path, capsys, act):
+    few = judging.UNREADABLE_CALLS + 4  # those at once
+    with faulty_grader(lambda call, prompt: act) as server:
+        with pytest.raises(InputError, match=r"40 of 40 rows were .* unreadable replies in a row;"):
+            score(forty, tmp_path, "MIABench", right, connect(server, retries=5))
+        assert judging.UNREADABLE_CALLS <= len(server.requests) < few
+        told = capsys.readouterr().out
+        named = [i for line in told.splitlines() if "not graded: index" in line
+                 for i in line.split("index ")[1].split(":")[0].split(", ")]  # fmt: skip
+        assert len(set(named)) == len(named) == 40
+
+
+def test_replies_that_cannot_be_read_here_and_there_end_nothing(forty, tmp_path):
+    with faulty_grader(lambda call, prompt: say(REFUSED if call % 3 else GRADE)) as server:
+        with pytest.raises(InputError, match="27 of 40 rows were not graded"):
+            score(forty, tmp_path, "MIABench", right, connect(server, parallel=1))
+        assert len(server.requests) == 40
+
+
+def test_a_row_that_is_refused_for_ever_has_a_way_out(lmu, tmp_path):
+    def act(call, prompt):
+        return body(FILTERED) if call == 2 else say(fitting(prompt))
+
+    with faulty_grader(act) as server:
+        for name, way_out in (
+            ("MIABench", "leave MIABench out of evaluation.benchmarks"),
+            ("AI2D", "set evaluation.grader.extract to false"),
+        ):
+            server.requests.clear()
+            grader = connect(server, ["AI2D"], extract=True, parallel=1)
+            with pytest.raises(InputError) as caught:
+                score(lmu, tmp_path / name, name, vague, grader)
+            line = str(caught.value)
+            assert "1 of 3 rows were not graded" in line
+            assert "(index 1): HTTP 200 with an empty answer (finish_reason content_filter)" in line
+            assert "another evaluation.grader.model" in line
+            assert line.endswith(way_out)
+            assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("name", ["AI2D", "POPE", "HRBench4K"])
+def test_a_question_is_asked_once_whatever_comes_back(lmu, tmp_path, name):
+    with faulty_grader(lambda call, prompt: say(f"{REFUSED} {call}")) as server:
+        grader = connect(server, [name], extract=True, parallel=1)
+        with pytest.raises(InputError):
+            score(lmu, tmp_path, name, vague, grader)
+        assert 0 < len(server.prompts) == len(set(server.prompts))
+        assert {request["temperature"] for request in server.requests} == {0}
 
 
 def test_an_interrupt_does_not_wait_for_all_rows(forty, tmp_path):
@@ -339,8 +395,11 @@ def test_mmbench_asks_only_about_questions_that_are_still_open(lmu, tmp_path):
             lmu, tmp_path, "MMBench", text, connect(server, ["MMBench"], extract=True)
         )
         assert len(server.requests) == 1
-        assert record["answers"] == 1
+        assert (record["answers"], record["unparsed"]) == (1, 1)
+        assert record["unparsed_share"] == pytest.approx(1 / 12)
         assert value == pytest.approx(100 / 3)
+    record, _ = score(lmu, tmp_path, "MMBench", text)  # the same without a grader
+    assert record["unparsed"] == 1
 
 
 @pytest.mark.parametrize("name", ["AI2D", "MMBench", "POPE", "HRBench4K"])
@@ -424,6 +483,39 @@ def test_a_budget_holds_over_a_job_and_before_any_call(lmu, tmp_path, monkeypatc
         assert len(server.requests) == 3
         with pytest.raises(InputError, match=r"budget: MIA-Bench .* to 2\.10, which is above 1\.5"):
             score(lmu, tmp_path / "b", "MIABench", right, grader)
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("act", "asked"),
+    [
+        (say(""), 4),  # billed, and tried again
+        (hang_up, 4),  # perhaps billed
+        (fail(503), 2 * 4),  # not billed: ends after calls lost in a row
+    ],
+)
+def test_further_tries_count_against_the_budget(lmu, tmp_path, monkeypatch, capsys, act, asked):
+    with faulty_grader(lambda call, prompt: act) as server:
+        grader = hosted(
+            server, monkeypatch, model="gpt-4o", price=[0, 1000], budget=1.5, retries=7, parallel=1
+        )
+        monkeypatch.setattr(grader_client, "LOST_CALLS", 1)
+        with pytest.raises(InputError, match="3 of 3 rows were not graded") as caught:
+            score(lmu, tmp_path, "MIABench", right, grader)  # 0.35 a call
+        assert len(server.requests) == asked
+        assert ("would pass evaluation.grader.budget (1.5); raise it" in str(caught.value)) == (
+            asked == 4
+        )
+        assert grader.account.spent == pytest.approx(1.4 if asked == 4 else 0)
+        assert ("MIA-Bench: 4 calls were asked, about 1.40" in capsys.readouterr().out) == (
+            asked == 4
+        )
+
+
+def test_a_budget_of_just_the_estimate_is_enough(lmu, tmp_path, monkeypatch):
+    with faulty_grader() as server:
+        grader = hosted(server, monkeypatch, model="gpt-4o", price=[0, 1000], budget=1.05)
+        assert score(lmu, tmp_path, "MIABench", right, grader)[1] == pytest.approx(50)
         assert len(server.requests) == 3
 
 

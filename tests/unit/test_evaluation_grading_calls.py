@@ -1,8 +1,10 @@
 """Calls to a grader that misbehaves: bounded in time, retried where that helps, told plainly."""
 
+import json
 import ssl
 import time
 from email.utils import formatdate
+from urllib.parse import quote
 
 import pytest
 
@@ -207,6 +209,37 @@ def test_a_key_that_comes_back_is_cut_out_of_errors(act):
     assert "[key]" in str(caught.value) or "x" * 200 in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["sk/canary+0123456789==", 'sk"canary"0123456789'])
+def test_a_key_that_comes_back_in_other_letters_is_cut_out(key):
+    quoted, written = quote(key, safe=""), json.dumps(key)[1:-1]
+    for act in (
+        redirect(f"http://elsewhere/?key={quoted}"),
+        raw(f'["{written}"]'.encode(), 500),
+        raw('{{"key": "{}"'.format(written.replace("/", "\\/")).encode(), 500),
+    ):
+        with faulty_grader(in_turn(act)) as server:
+            asking = Client(server.base_url, key, retries=0)
+            with pytest.raises(CallFailed) as caught:
+                asking.ask(PAYLOAD)
+        assert "canary" not in str(caught.value)
+        assert "[key]" in str(caught.value)
+
+
+def test_a_key_that_comes_back_masked_is_cut_out_of_errors():
+    masked = "Incorrect API key provided: sk-canar*****cdef. You can find it elsewhere."
+    with faulty_grader(in_turn(fail(401, masked))) as server:
+        asking = client(server)
+        with pytest.raises(CallFailed, match=r"provided: \[key\] You can find"):
+            asking.ask(PAYLOAD)
+
+
+def test_tries_are_charged_unless_they_are_answered_with_an_error():
+    tries = []
+    with faulty_grader(in_turn(fail(500), say(""), say("fine"))) as server:
+        assert client(server).ask(PAYLOAD, tries.append) == "fine"
+    assert tries == [1, -1, 1, 1]
+
+
 def test_a_key_that_comes_back_is_cut_out_of_answers():
     with faulty_grader(in_turn(say(f"{GRADE} Your key is {KEY}."))) as server:
         assert client(server).ask(PAYLOAD) == f"{GRADE} Your key is [key]."
@@ -265,10 +298,18 @@ def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
     [
         ({"kind": "none"}, "evaluation.grader.kind: MIABench need a grader and it is 'none'"),
         ({"base_url": None}, "evaluation.grader.base_url: empty"),
-        ({"base_url": "grader.example"}, "grader.example is no address"),
+        ({"base_url": "grader.example"}, "'grader.example' is no address"),
         ({"base_url": "https://me:pass@grader.example"}, "holds a name, a password or a query"),
         ({"base_url": "https://grader.example/v1?key=1"}, "holds a name, a password or a query"),
-        ({"base_url": "https://grader.example/v1"}, "environment variable 'MY_KEY' is not set"),
+        ({"base_url": "https://grader.example/v1#pass@"}, "holds a name, a password or a query"),
+        ({"base_url": "me:pass@grader.example/v1"}, "holds a name, a password or a query"),
+        ({"base_url": "https://[grader.example/v1"}, "[grader.example/v1' is no address"),
+        ({"base_url": "https://grader.example:v1"}, "grader.example:v1' is no address"),
+        ({"base_url": "https://grader example/v1"}, "grader example/v1' is no address"),
+        (
+            {"base_url": "https://grader.example/v1"},
+            "key_env: MY_KEY, the variable that evaluation.grader.key_env names, is not set",
+        ),
         ({"budget": 1.0}, "evaluation.grader.budget: needs evaluation.grader.price"),
     ],
 )
@@ -286,12 +327,24 @@ def test_extraction_alone_needs_a_grader_too():
         grading.connect({"kind": "none", "extract": True}, ["AI2D", "OCRBench"])
 
 
+@pytest.mark.parametrize("key", [KEY, "AIzaCanary0123456789", "canary0123456789abcdef"])
+def test_a_key_given_as_its_variables_name_is_not_shown(key):
+    told = {"base_url": "https://grader.example/v1", "key_env": key}
+    with faulty_grader(listed=fail(401)) as server:
+        for changes in (told, {"key_env": key}):
+            with pytest.raises(InputError, match=r"evaluation\.grader\.key_env") as caught:
+                grading.connect(settings(server, **changes), ["MIABench"])
+            assert key not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"two {KEY}", f"{KEY}ü"])
 def test_a_key_that_no_header_can_hold_is_refused_unseen(key, monkeypatch):
     monkeypatch.setenv("MY_KEY", key)
     with faulty_grader() as server, pytest.raises(InputError) as caught:
         grading.connect(settings(server), ["MIABench"])
-    assert "MY_KEY holds characters" in str(caught.value)
+    assert "MY_KEY, the variable that evaluation.grader.key_env names, holds characters" in str(
+        caught.value
+    )
     assert "canary" not in str(caught.value)
 
 

@@ -34,6 +34,15 @@ def make_outcomes(rows=3, **columns):
     )
 
 
+@pytest.mark.parametrize("column", ["hit", "value", "weight"])
+@pytest.mark.parametrize("number", [float("inf"), -float("inf")])
+def test_infinite_numbers_are_refused(tmp_path, column, number):
+    path = tmp_path / "AI2D.parquet"
+    with pytest.raises(InputError, match=rf"AI2D\.parquet: column {column} has an infinite number"):
+        write_outcomes(path, make_outcomes(**{column: [0.0, number, 1.0]}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "seed=1" / "AI2D.parquet"  # a folder that looks like a partition is none
     table = make_outcomes(

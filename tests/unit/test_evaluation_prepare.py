@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from interlace.errors import InputError
-from interlace.evaluation import prepare
+from interlace.evaluation import kit, prepare
+from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.evaluation.prepare import prepare_benchmark, read_record
 from interlace.io import read_json
 from tests.tiny_benchmarks import make_tiny_benchmarks
@@ -19,7 +20,6 @@ def source(tmp_path):
 def change(source, dataset, edit):
     path = source / f"{dataset}.tsv"
     table = pd.read_csv(path, sep="\t")
-    path.unlink()  # the prepared copy may be a hard link
     edit(table).to_csv(path, sep="\t", index=False)
 
 
@@ -51,6 +51,7 @@ def test_a_changed_tsv_gets_new_images_and_an_unchanged_one_is_left_alone(source
     image.write_bytes(b"")
     prepare_benchmark("AI2D_TEST", root, str(source))
     assert image.read_bytes() == b""
+    assert read_json(root / "AI2D_TEST.json")["images"] == {"folder": "AI2D_TEST", "files": 2}
     change(source, "AI2D_TEST", lambda t: t.assign(image=list(t["image"][::-1])))
     prepare_benchmark("AI2D_TEST", root, str(source))
     assert len(image.read_bytes()) > 0
@@ -66,6 +67,66 @@ def test_a_tsv_changed_behind_our_back_is_refused(source, tmp_path):
         handle.write("\n")
     with pytest.raises(InputError, match=r"AI2D_TEST\.tsv: missing or changed"):
         read_record("AI2D_TEST", root)
+
+
+def test_an_edit_in_place_does_not_reach_what_is_scored(source, tmp_path):
+    root, given = tmp_path / "lmu", source / "AI2D_TEST.tsv"
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    assert not given.samefile(root / "AI2D_TEST.tsv")
+    stamp = (root / "AI2D_TEST.tsv").stat().st_mtime_ns
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    assert (root / "AI2D_TEST.tsv").stat().st_mtime_ns == stamp  # not copied again
+    with given.open("a") as handle:
+        handle.write("\n")
+    read_record("AI2D_TEST", root)
+    # A link that is there already is replaced.
+    given.unlink()
+    given.hardlink_to(root / "AI2D_TEST.tsv")
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    assert not given.samefile(root / "AI2D_TEST.tsv")
+
+
+def test_images_that_are_gone_are_told_and_made_again(source, tmp_path):
+    root = tmp_path / "lmu"
+    prepare_benchmark("AI2D_TEST", root, str(source))
+    images = root / "images" / "AI2D_TEST"
+    names = {file.name for file in images.iterdir()}
+    for damage in (lambda: shutil.rmtree(images), (images / "1.png").unlink):
+        damage()
+        with pytest.raises(InputError, match=r"images.AI2D_TEST: images are missing .*\.json"):
+            read_record("AI2D_TEST", root)
+        prepare_benchmark("AI2D_TEST", root, str(source))
+        assert {file.name for file in images.iterdir()} == names
+        read_record("AI2D_TEST", root)
+
+
+@pytest.mark.parametrize(
+    ("indices", "line"),
+    [
+        (["1", "01"], "row 3: index 1 stands in more than one row .row 2 too"),
+        (["x", "x"], "row 3: index x stands in more than one row .row 2 too"),
+        (["3", ""], "row 3: the index is empty"),
+        (["NA", "3"], "row 2: the index is empty"),
+        (["3", "3.0"], "row 3: index 3.0 stands in more than one row .row 2 too"),
+    ],
+)
+def test_an_index_that_vlmeval_reads_as_another_is_refused(indices, line, source, tmp_path):
+    path = source / "AI2D_TEST.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str)
+    table.assign(index=indices).to_csv(path, sep="\t", index=False)
+    with pytest.raises(InputError, match=rf"AI2D_TEST\.tsv: {line}"):
+        prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
+    assert not (tmp_path / "lmu" / "AI2D_TEST.json").exists()
+
+
+def test_a_limit_keeps_rotations_of_one_question_together():
+    data = pd.DataFrame({"question": list("aabbaabb"), "image": list("pppqppqq")})
+    for name in ("HRBench4K", "HRBench8K"):
+        for limit, kept in ((1, [0, 1, 4, 5]), (4, [0, 1, 4, 5]), (5, [0, 1, 2, 4, 5])):
+            assert list(kit.limited(data, BENCHMARKS[name], limit).index) == kept
+        paths = data.rename(columns={"image": "image_path"})
+        assert len(kit.limited(paths, BENCHMARKS[name], 3)) == 4
+    assert len(kit.limited(data, BENCHMARKS["AI2D"], 3)) == 3
 
 
 def test_mistakes_are_named(source, tmp_path):

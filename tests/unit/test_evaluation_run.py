@@ -201,7 +201,7 @@ def test_another_checkpoint_is_another_folder(work, tmp_path):
 def test_a_limit_marks_its_result_and_keeps_rotations_together(work, tmp_path):
     found = go(work, tmp_path, ["MMBench", "HRBench4K"], limit=3)
     assert (found["MMBench"]["num_samples"], found["MMBench"]["partial"]) == (4, True)
-    assert (found["HRBench4K"]["num_samples"], found["HRBench4K"]["partial"]) == (3, True)
+    assert (found["HRBench4K"]["num_samples"], found["HRBench4K"]["partial"]) == (4, True)
     frame = pd.DataFrame({"index": [0, 1, 1_000_000, 1_000_001, 2, 2_000_000]})
     for limit, kept in ((1, 3), (3, 3), (4, 3), (5, 5), (9, 6)):
         assert len(kit.limited(frame, BENCHMARKS["MMBench"], limit)) == kept

@@ -63,6 +63,20 @@ def test_ttft_groups_cover_every_variant_once(monkeypatch):
     assert sorted((m, v) for m, vs in groups for v in vs) == sorted(grid.all_ttft())
 
 
+def test_a_ttft_job_measures_all_of_a_model_unless_told(paper):
+    groups = paper.ttft_groups()
+    assert [model for model, _ in groups] == ["qwen3_vl_8b", "qwen3_vl_4b"]
+    assert {"interlace-25-ft", "sleb-25", "sleb-25-ft"} <= {*groups[0][1]}
+
+
+def test_accuracy_stands_against_ttft_in_every_mode_with_a_timed_variant(paper):
+    found = {(c.mode, c.variant) for c in paper.accuracy_cells()}
+    assert {("cot", v) for v in ["dense", *paper.ladder()]} <= found
+    assert {("limited", v) for v in paper.comparison()} <= found
+    assert not {v for _, v in found} & {"random-25-ft", "interlace_oa-25-ft"}  # not timed
+    assert {c.model for c in paper.accuracy_cells()} == {paper.primary}
+
+
 def test_a_plan_is_made_from_what_its_method_needs(monkeypatch):
     grid = make(monkeypatch, tables=[2], experiments={"baselines": list(PRUNERS)})
     files = {"windows": "windows.parquet", "sleb": "sleb.json", "losses": "block_losses.json"}

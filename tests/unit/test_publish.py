@@ -14,6 +14,8 @@ from interlace.errors import InputError
 from interlace.evaluation.run import checkpoint_digest
 from interlace.io import folder_digest, write_json
 from interlace.publish.run import publish
+from interlace.publish.scores import score_section
+from interlace.reporting.results import load_results
 from tests.hub_uploads import Repository, UploadHub
 from tests.scripts.test_scripts import DRIVER, ROOT
 from tests.unit.reporting_results import write_score
@@ -188,6 +190,48 @@ def test_weights_of_an_earlier_checkpoint_leave_and_other_files_stay(hub, checkp
     files = hub.repositories[REPO].files
     assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"]
     assert files["figure.png"] == b"mine"
+
+
+def card_lines(root, ours=None, dense=None, names=("AI2D", "POPE")):
+    """Return the card's lines; `ours` and `dense` change the first benchmark's result."""
+    files = [
+        write_score(root, "big", variant, "cot", name, score, **(changes or {}) if not i else {})
+        for variant, score, changes in (("dense", 80.0, dense), ("interlace-25-ft", 60.0, ours))
+        for i, name in enumerate(names)
+    ]
+    return "\n".join(score_section(load_results(files), "big", "interlace-25-ft"))
+
+
+def test_the_cards_share_and_means_of_whole_benchmarks_have_no_mark(tmp_path):
+    text = card_lines(tmp_path)
+    assert "| mean of 2 | 60.00 | 80.00 | |" in text
+    assert "75.0 % of the dense model's mean, over 2 benchmark(s)." in text
+    assert "†" not in text
+
+
+def test_parts_are_marked_in_every_number_of_the_card_that_they_enter(tmp_path):
+    part = {"partial": True, "num_samples": 3}
+    text = card_lines(tmp_path, part, part)
+    assert "| AI2D | 60.00† [55.0, 65.0] | 80.00† | 3 |" in text
+    assert "| POPE | 60.00 [55.0, 65.0] | 80.00 | 64 |" in text
+    assert "| mean of 2 | 60.00† | 80.00† | |" in text
+    assert "75.0 %† of the dense model's mean, over 2 benchmark(s), in part." in text
+    assert "† measured on a part" in text
+
+
+@pytest.mark.parametrize("side", ["ours", "dense"])
+@pytest.mark.parametrize(
+    "change", [{"partial": True, "num_samples": 3}, {"num_samples": 60}, {"tsv": {"md5": "other"}}]
+)
+def test_the_card_has_no_share_over_other_questions(tmp_path, side, change):
+    both = {"ours": {"tsv": {"md5": "one"}}, "dense": {"tsv": {"md5": "one"}}}
+    text = card_lines(tmp_path, **both | {side: both[side] | change})
+    assert "% of the dense" not in text
+    assert "not asked the same questions of AI2D." in text
+    assert ("† measured on a part" in text) == ("partial" in change)
+    if "partial" in change:
+        means = ("60.00†", "80.00") if side == "ours" else ("60.00", "80.00†")
+        assert f"| mean of 2 | {means[0]} | {means[1]} | |" in text
 
 
 def test_a_score_of_other_weights_is_not_on_the_card(hub, checkpoint):

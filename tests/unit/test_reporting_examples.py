@@ -273,6 +273,15 @@ def test_answers_cannot_harm_the_page(run, tmp_path):
     assert text.count("(empty)") == 2
 
 
+def test_control_characters_of_a_label_stay_out_of_the_title(run, tmp_path):
+    text = page(run({"AI2D": (outcomes("01", [1, 0]), outcomes("01", [0, 1]))}), tmp_path,
+                label="M\x00o\x1b[31m\x85del\u202e")  # fmt: skip
+    assert "Examples: Mo[31mdel, " in text
+    assert not any(
+        (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e" for c in text
+    )
+
+
 def test_long_answers_show_how_they_end_and_how_long_they_are(run, tmp_path):
     long = "so " * 40_000 + "the answer is C"
     tables = {"AI2D": (outcomes([0], [1.0], long, finished=False), outcomes([0], [0.0]))}

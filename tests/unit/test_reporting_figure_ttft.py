@@ -8,7 +8,7 @@ from matplotlib.text import Text
 from interlace.evaluation.outcomes import write_outcomes
 from interlace.io import read_json
 from interlace.reporting.figure_ttft import draw_breakdown, draw_speedup
-from interlace.reporting.figure_ttft_accuracy import accuracy_mode, draw_accuracy, points
+from interlace.reporting.figure_ttft_accuracy import draw_accuracy, panels_of
 from interlace.reporting.figure_ttft_tokens import draw_tokens
 from interlace.reporting.labels import Variant
 from interlace.reporting.paper import load_paper
@@ -17,8 +17,6 @@ from interlace.reporting.ttft_outputs import build_ttft_accuracy, build_ttft_fig
 from tests.unit.reporting_results import MODELS, STANDIN, texts, write_score, write_timing
 
 PAPER = load_paper()
-SPLIT = {"vision_s": 0.02, "projector_s": 0.005, "decoder_s": 0.07, "first_sampling_s": 0.004}
-SPLIT |= {"rest_s": 0.001}
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +26,15 @@ def _close_figures():
 
 
 def full_timing(root, model, variant, benchmark, speedup=1.25, tokens=(10, 100), **changes):
-    """Write a TTFT file with stages, preprocessing and samples."""
+    """Write a TTFT file with stages, preprocessing and samples, whose ratios differ by a percent."""
     samples = [
         {
             "index": str(i),
             "visual_tokens": count,
             "dense_s": 0.001 * count,
-            "pruned_s": 0.001 * count / speedup,
+            "pruned_s": 0.001 * count / speedup * (1 + 0.01 * (-1) ** i),
             "dense_decoder_s": 0.0008 * count,
-            "pruned_decoder_s": 0.0006 * count,
+            "pruned_decoder_s": 0.0006 * count * (1 + 0.01 * (-1) ** i),
             "dense_roofline_s": 0.0005 * count,
             "pruned_roofline_s": 0.0004 * count,
         }
@@ -44,22 +42,67 @@ def full_timing(root, model, variant, benchmark, speedup=1.25, tokens=(10, 100),
     ]
     return write_timing(
         root, model, variant, benchmark, speedup,
-        dense={"mean_s": 0.1}, pruned={"mean_s": 0.1},
-        split={"dense": SPLIT, "pruned": SPLIT}, preprocessing={"mean_s": 0.05}, samples=samples,
-        **changes,
+        **of_samples(samples), preprocessing={"mean_s": 0.05}, **changes,
     )  # fmt: skip
 
 
-def test_bars_show_every_stage_and_preprocessing_below(tmp_path):
-    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
+def of_samples(samples):
+    """Return what a TTFT file says of its samples."""
+    mean = {key: np.mean([s[key] for s in samples]) for key in samples[0] if key.endswith("_s")}
+    split = {}
+    for side in ("dense", "pruned"):
+        decoder, total = mean[f"{side}_decoder_s"], mean[f"{side}_s"]
+        rest = total - decoder
+        split[side] = {"vision_s": 0.6 * rest, "projector_s": 0.2 * rest, "decoder_s": decoder}
+        split[side] |= {"first_sampling_s": 0.1 * rest, "rest_s": 0.1 * rest}
+    return {
+        "num_samples": len(samples),
+        "samples": samples,
+        "dense": {"mean_s": mean["dense_s"]},
+        "pruned": {"mean_s": mean["pruned_s"]},
+        "speedup": mean["dense_s"] / mean["pruned_s"],
+        "split": split,
+    }
+
+
+def test_bars_show_every_stage_in_percent_of_dense_and_preprocessing_below(tmp_path):
+    stages = {"vision_s": 0.02, "projector_s": 0.005, "decoder_s": 0.07, "first_sampling_s": 0.004}
+    file = write_timing(
+        tmp_path, "big", "interlace-25-ft", "AI2D", 1.25,
+        dense={"mean_s": 0.2}, pruned={"mean_s": 0.16}, preprocessing={"mean_s": 0.05},
+        split={"dense": stages, "pruned": stages},
+    )  # fmt: skip
     figure = draw_breakdown(load_results([file]), MODELS, PAPER, "interlace")
-    dense = [p for p in figure.axes[0].patches if p.get_x() < 0 and p.get_hatch() is None]
-    heights = [p.get_height() for p in dense]
-    assert heights == pytest.approx([50, 20, 5, 70, 4, 1])
-    assert dense[0].get_y() == 0
-    written = texts(figure)
-    for label in ("preprocessing", "vision tower", "projector", "first sampling", "rest"):
+    bars = [p for p in figure.axes[0].patches if p.get_x() < 0 and p.get_hatch() is None]
+    assert [p.get_height() for p in bars] == pytest.approx([10, 2.5, 35, 2, 50.5, 25])
+    assert bars[0].get_y() == 0
+    assert bars[-1].get_y() == -25
+    pruned = [p for p in figure.axes[0].patches if p.get_hatch() is not None]
+    assert sum(p.get_height() for p in pruned[:-1]) == pytest.approx(80)
+    written = texts(figure).splitlines()
+    assert {"200", "160"} <= {*written}
+    for label in ("vision tower", "projector", "first sampling", "rest"):
         assert label in written
+
+
+def test_a_long_preprocessing_is_cut_off_and_written(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=(10, 12))
+    figure = draw_breakdown(load_results([file]), MODELS, PAPER, "interlace")  # 50 ms before 11 ms
+    assert figure.axes[0].get_ylim()[0] == -100
+    assert "50 ms" in texts(figure).splitlines()
+
+
+def test_a_benchmark_a_hundred_times_as_long_leaves_the_others_readable(tmp_path):
+    files = [
+        full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=(300, 400)),
+        full_timing(tmp_path, "big", "interlace-25-ft", "HRBench8K", tokens=(30000, 40000)),
+    ]
+    figure = draw_breakdown(load_results(files), MODELS, PAPER, "interlace")
+    top = max(p.get_y() + p.get_height() for p in figure.axes[0].patches if p.get_x() < 0)
+    assert top == pytest.approx(100)
+    low, high = figure.axes[0].get_ylim()
+    assert high - low < 250
+    assert {"350", "35000"} <= {*texts(figure).splitlines()}
 
 
 def test_tokens_show_a_point_per_sample_over_a_roofline_that_never_falls(tmp_path):
@@ -89,10 +132,9 @@ def test_tokens_without_samples_say_so(tmp_path):
 
 
 def test_text_only_samples_have_a_place(tmp_path):
-    file = full_timing(tmp_path, "big", "interlace-25-ft", "MIABench", tokens=(0, 30))
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "MIABench", tokens=(20, 30))
     body = read_json(file)
-    for sample in body["samples"]:
-        sample |= {"dense_s": 0.1, "pruned_s": 0.08}
+    body["samples"][0]["visual_tokens"] = 0
     file.write_text(json.dumps(body))
     figure = draw_tokens(load_results([file]), MODELS, PAPER, "interlace")
     figure.draw_without_rendering()
@@ -150,21 +192,62 @@ def scored(tmp_path):
 
 
 def test_points_are_means_over_what_was_scored_and_timed(scored):
-    found = {p.variant: p for p in points(scored, "big", "limited", PAPER)}
+    (panel,) = panels_of(scored, "big", PAPER)
+    assert (panel.mode, panel.names) == ("limited", ["AI2D", "POPE"])
+    found = {p.variant: p for p in panel.points}
     assert {v.id for v in found} == {"dense", "sleb-25", "sleb-25-ft", "interlace-25-ft"}
     dense = found[Variant("dense", None, False)]
     assert (dense.speedup, dense.score, dense.speedup_interval) == (1.0, 75.0, None)
     low, high = dense.score_interval
     assert 0 < low < 75 < high <= 100
     main = found[Variant("interlace", 25.0, True)]
-    assert (main.speedup, main.score, main.count) == (pytest.approx(1.4), 75.0, 2)
-    assert main.speedup_interval == pytest.approx((1.4, 1.4))
+    assert (main.speedup, main.score) == (pytest.approx(1.4, rel=0.01), 75.0)
+    low, high = main.speedup_interval
+    assert low < main.speedup < high
     assert found[Variant("sleb", 25.0, True)].speedup == found[Variant("sleb", 25.0, False)].speedup
+    assert panels_of(scored, "small", PAPER) == []
 
 
-def test_the_mode_drawn_is_the_one_with_most_variants(scored):
-    assert accuracy_mode(scored, "big") == "limited"
-    assert accuracy_mode(scored, "small") is None
+def test_each_mode_with_a_timed_variant_has_a_panel(tmp_path):
+    files = [full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")]
+    for mode in ("limited", "cot"):
+        files.append(write_scored(tmp_path, "interlace-25-ft", "AI2D", [1, 0], mode))
+        files.append(write_scored(tmp_path, "dense", "AI2D", [1, 1], mode))
+    figure = draw_accuracy(load_results(files), "big", PAPER, "The model")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert ["Limited" in titles[0], "CoT" in titles[1]] == [True, True]
+    # Dense alone, which needs no timing, is no panel
+    del files[3]
+    assert [p.mode for p in panels_of(load_results(files), "big", PAPER)] == ["limited"]
+
+
+def test_all_points_are_over_the_same_benchmarks_and_what_is_left_out_is_said(tmp_path):
+    names = ("AI2D", "POPE", "VStar", "ChartQA")
+    files = []
+    for benchmark in names:
+        files.append(write_scored(tmp_path, "interlace-25-ft", benchmark, [1, 0]))
+        files.append(full_timing(tmp_path, "big", "interlace-25-ft", benchmark))
+    for benchmark in names[:3]:
+        files.append(write_scored(tmp_path, "dense", benchmark, [1, 1]))
+    files.append(write_scored(tmp_path, "sleb-25", "AI2D", [1, 1]))
+    files.append(full_timing(tmp_path, "big", "sleb-25", "AI2D"))
+    results = load_results(files)
+    (panel,) = panels_of(results, "big", PAPER)
+    assert [p.variant.id for p in panel.points] == ["dense", "interlace-25-ft"]
+    assert set(panel.names) == {"AI2D", "POPE", "VStar"}
+    written = texts(draw_accuracy(results, "big", PAPER, "The model"))
+    assert "left out, on too few benchmarks: SLEB 25 %" in written
+    assert "benchmarks that not all have: ChartQA" in written
+
+
+def test_partial_scores_are_marked(tmp_path):
+    files = [full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")]
+    files.append(write_scored(tmp_path, "interlace-25-ft", "AI2D", [1, 0]))
+    files.append(write_score(tmp_path, "big", "dense", "limited", "AI2D", 50.0, partial=True))
+    figure = draw_accuracy(load_results(files), "big", PAPER, "The model")
+    names = {t.get_text() for t in figure.axes[0].texts}
+    assert names == {"Dense†", "INTERLACE 25 %"}
+    assert "† from part of a benchmark" in texts(figure)
 
 
 def test_every_point_has_its_name_and_no_name_covers_another(scored):

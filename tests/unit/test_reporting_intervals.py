@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from interlace.errors import InputError
 from interlace.evaluation.intervals import resampled_scores
 from interlace.reporting import render
+from interlace.reporting.figure_finetuning import changes_of_results
 from interlace.reporting.layout import Table
 from interlace.reporting.paper import load_paper
 from interlace.reporting.resamples import Resampler
@@ -148,8 +150,8 @@ def test_a_dense_score_of_zero_gives_no_ratio_and_rare_zeros_drop_out(tmp_path):
         for variant, name, hits in (
             ("dense", "AI2D", [0, 0, 0]),
             (MAIN, "AI2D", [1, 0, 0]),
-            ("dense", "POPE", [1, 0, 0]),
-            (MAIN, "POPE", [1, 0, 0]),
+            ("dense", "POPE", [1, 0] * 3),
+            (MAIN, "POPE", [1, 0] * 3),
         )
     ]
     table = table_of(1, files)
@@ -225,8 +227,110 @@ def test_other_questions_are_refused_unless_one_result_is_partial(tmp_path):
     table = table_of(1, [dense, pruned])
     found = cell(table, "AI2D", "big 25")
     assert found.partial
+    # Over the two questions that both have: 50 of 100, and as in the first test.
+    assert (found.ours, *bounds(found)) == (50.0, 0.0, 100.0)
+    assert cell(table_of(5, [dense, pruned]), "AI2D", "dense").ours == 100.0
+    assert any("questions that both sides answered" in note for note in table.notes)
+
+
+def test_a_part_is_divided_by_the_same_part(tmp_path):
+    """Dense is right on the first half alone, which is all that the pruned model was asked."""
+    files = [
+        write_hits(tmp_path, "big", "dense-ft", "limited", name, [1] * 10 + [0] * 10)
+        for name in PAPER.names
+    ]
+    files += [
+        write_hits(tmp_path, "big", MAIN, "limited", name, [1, 0] * 5, partial=True)
+        for name in PAPER.names
+    ]
+    found = cell(table_of(2, files), MAIN, "relative_performance")
+    assert (found.ours, found.partial, found.coverage) == (50.0, True, None)
+    assert "†" in render.to_markdown(table_of(2, files))
+    # What is known of a benchmark without outcomes is not over the same questions.
+    files[0].with_suffix(".parquet").unlink()
+    found = cell(table_of(2, files), MAIN, "relative_performance")
+    assert (found.ours, found.coverage) == (50.0, (11, 12))
+    for file in files[1:12]:
+        file.with_suffix(".parquet").unlink()
+    assert cell(table_of(2, files), MAIN, "relative_performance").ours is None
+
+
+def test_a_part_of_rotations_and_of_seeds_is_divided_row_by_row(tmp_path):
+    questions = ["q"] * 4 + ["r"] * 4
+    dense = write_hits(
+        tmp_path, "big", "dense", "cot", "HRBench4K", [1, 0, 1, 0, 1, 1, 1, 1], questions
+    )
+    parts = [
+        write_hits(tmp_path, "big", name, "cot", "HRBench4K", hits, questions[:2], partial=True)
+        for name, hits in ((MAIN, [1, 0]), (f"{MAIN}-s1", [1, 1]))
+    ]
+    found = cell(table_of(1, [dense, *parts]), "HRBench4K", "big 25")
+    assert (found.ours, found.spread.low, found.spread.high) == (150, 100, 200)
+
+
+def test_numbers_that_few_resamples_have_get_no_interval(tmp_path):
+    """One hit of 40 on every benchmark: nearly every resample has a reference of 0 somewhere."""
+    files = [
+        write_hits(tmp_path, "big", variant, "cot", name, hits)
+        for name in PAPER.names
+        for variant, hits in ((MAIN, [1] + [0] * 39), ("random-25-ft", [1, 0] * 20))
+    ]
+    table = table_of(3, files)
+    found = cell(table, "random-25-ft", "average")
+    assert found.ours == pytest.approx(2000)
     assert bounds(found) == (None, None)
-    assert any("compare different questions" in note for note in table.notes)
+    assert 0 < found.defined < 0.05
+    (note,) = [note for note in table.notes if note.startswith("No interval")]
+    assert "5 of 5 numbers, which exist in fewer than 95 % of the resamples" in note
+    assert "no interval: defined in" in render.to_csv(table)
+
+
+@pytest.mark.parametrize(
+    "change", [{"tsv": {"md5": "b"}}, {"num_samples": 63}], ids=["tsv", "num_samples"]
+)
+def test_whole_results_are_of_the_same_questions(tmp_path, change):
+    def files(**more):
+        return [
+            write_score(tmp_path, "big", v, "cot", "AI2D", 50.0, **({"tsv": {"md5": "a"}} | made))
+            for v, made in (("dense", {}), (MAIN, change | more))
+        ]
+
+    with pytest.raises(InputError, match="not the same questions") as caught:
+        table_of(1, files())
+    assert all(str(file) in str(caught.value) for file in files())
+    assert all(text in str(caught.value) for text in map(str, change))
+    partial = cell(table_of(1, files(partial=True)), "AI2D", "big 25")
+    assert partial.ours is None, "a part over a whole"
+
+
+@pytest.mark.parametrize("score", [-5.0, 150.0, 1e308])
+def test_scores_beyond_the_scale_are_refused(tmp_path, score):
+    file = write_score(tmp_path, "big", "dense", "cot", "AI2D", score, interval=None)
+    with pytest.raises(InputError, match=r"AI2D\.json: score is .* not within 0 and 100"):
+        load_results([file])
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [None, None],
+        [1],
+        [1, 2, 3],
+        "x",
+        [float("nan")] * 2,
+        [9, 8],
+        [-1, 5],
+        [True, 5],
+        5,
+        [0, 200],
+    ],
+)
+def test_intervals_of_another_shape_are_refused(tmp_path, ends):
+    file = write_score(tmp_path, "big", "dense", "cot", "AI2D", 50.0)
+    body = json.loads(file.read_text(encoding="utf-8")) | {"interval": ends}
+    file.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(InputError, match=r"AI2D\.json: interval is"):
+        load_results([file])
 
 
 def test_rotations_of_one_question_are_drawn_together(tmp_path):
@@ -303,3 +407,10 @@ def test_files_are_read_once(run, monkeypatch):
             for name, score in found.items():
                 assert resampler.of_score(score, name).num_questions == 40
     assert len(read) == 3
+
+
+def test_a_part_is_no_change_from_a_whole(tmp_path):
+    files = [write_score(tmp_path, "big", "dense", "cot", name, 50.0) for name in ("AI2D", "POPE")]
+    files += [write_score(tmp_path, "big", "dense-ft", "cot", "AI2D", 60.0)]
+    files += [write_score(tmp_path, "big", "dense-ft", "cot", "POPE", 90.0, partial=True)]
+    assert changes_of_results(load_results(files), "big", "cot") == {"AI2D": pytest.approx(20)}

@@ -3,6 +3,7 @@
 from interlace.reporting.layout import Cell, Column, Row, Table
 from interlace.reporting.notes import (
     answer_notes,
+    few_notes,
     grader_notes,
     interval_notes,
     kernel_notes,
@@ -104,6 +105,16 @@ def test_shares_come_from_the_results(tmp_path):
     old = write_score(tmp_path, "big", "dense", "limited", "AI2D", 50.0, finished_share=None)
     (score,) = load_results([old]).values("big", "dense", "limited").values()
     assert (score.unparsed, score.empty, score.cut) == (None, None, None)
+
+
+def test_few_questions_are_named():
+    scores = {
+        ("m", "dense", "cot"): {"AI2D": Score(50.0, 40.0, 60.0, 9), "POPE": Score(50.0, 4, 6, 10)}
+    }
+    assert few_notes(Results(scores=scores)) == [
+        "Intervals are too narrow with fewer than 10 samples: 1 benchmark(s)."
+    ]
+    assert few_notes(Results(scores={("m", "dense", "cot"): {"AI2D": Score(50.0)}})) == []
 
 
 def test_the_note_on_intervals_tells_their_kind():

@@ -144,6 +144,38 @@ def test_what_is_known_of_one_seed_is_known_of_the_mean(tmp_path):
     assert over_seeds(over_seeds(load_results(files))).values("big", MAIN, "cot")["AI2D"] == score
 
 
+def test_benchmarks_of_a_variant_are_averaged_over_the_same_seeds(tmp_path):
+    """A seed that half of the benchmarks have would move their half of the average alone."""
+    files = write(tmp_path, {MAIN: 50.0, f"{MAIN}-s1": 90.0, f"{MAIN}-s2": 70.0}, "AI2D")
+    files += write(tmp_path, {MAIN: 50.0, f"{MAIN}-s2": 70.0}, "POPE")
+    table = table_of(5, files)
+    for row in ("AI2D", "POPE", "Overall"):
+        assert table.cells[row, MAIN].ours == pytest.approx(60)
+        assert table.cells[row, MAIN].spread.count == 2
+    (note,) = [note for note in table.notes if note.startswith("Scores left out")]
+    assert note.endswith(f"big/{MAIN}/cot 1.")
+    assert not any("own seed" in note for note in table.notes)
+
+
+def test_without_a_seed_that_all_have_the_commonest_stands_alone(tmp_path):
+    files = write(tmp_path, {MAIN: 50.0, f"{MAIN}-s1": 90.0}, "AI2D")
+    files += write(tmp_path, {f"{MAIN}-s1": 70.0}, "POPE")
+    files += write(tmp_path, {MAIN: 10.0}, "VStar")
+    table = table_of(5, files)
+    assert table.cells["Overall", MAIN].ours == pytest.approx(30)
+    assert table.cells["Overall", MAIN].coverage == (2, 12)
+    assert table.cells["POPE", MAIN].ours is None
+    assert any(f"big/{MAIN}/cot 2." in note for note in table.notes)
+
+
+def test_a_variant_without_the_runs_own_seed_says_so(tmp_path):
+    files = write(tmp_path, {f"{MAIN}-s1": 90.0, f"{MAIN}-s2": 70.0, "dense": 80.0})
+    notes = table_of(5, files).notes
+    assert f"The run's own seed is missing: big/{MAIN}/cot." in notes
+    merged = over_seeds(load_results(files))
+    assert over_seeds(merged).remarks == merged.remarks
+
+
 def test_fewer_than_two_seeds_have_no_spread():
     assert spread({}) is None
     assert spread({None: 5.0}) is None

@@ -10,7 +10,14 @@ import pandas
 import pytest
 
 from interlace.errors import InputError
-from interlace.evaluation.intervals import RESAMPLES, resampled_scores, two_sided_p
+from interlace.evaluation.intervals import (
+    FEWEST_QUESTIONS,
+    RESAMPLES,
+    by_question,
+    permutation_p,
+    resampled_scores,
+    swapped_scores,
+)
 from interlace.reporting.build import build_significance, build_table
 from interlace.reporting.paper import OVERALL, load_paper
 from interlace.reporting.results import load_results
@@ -99,26 +106,38 @@ def test_the_differences_are_those_of_the_files(run):
     root, by_scope = run
     found, categories = by_scope[OVERALL], by_scope["GVQA"]
 
-    def resamples(variant, mode, names=PAPER.names):
+    def outcomes(variant, mode):
         folder = root / "big" / "evaluation" / variant / mode
-        tables = {name: pandas.read_parquet(folder / f"{name}.parquet") for name in names}
+        return {name: pandas.read_parquet(folder / f"{name}.parquet") for name in PAPER.names}
+
+    def resamples(variant, mode):
+        tables = outcomes(variant, mode)
         return {name: resampled_scores(table, 0, name) for name, table in tables.items()}
+
+    def swaps(variant, other, mode):
+        sides = outcomes(variant, mode), outcomes(other, mode)
+        return {
+            name: numpy.array(swapped_scores(*(by_question(s[name]) for s in sides), 0, name))
+            for name in PAPER.names
+        }
 
     ours, dense = resamples("sleb-25", "limited"), resamples("dense", "limited")
     differences = (sum(ours.values()) - sum(dense.values())) / 12
     second = found[2, "SLEB", "Dense"]
-    assert second.p == pytest.approx(two_sided_p(differences))
+    sides = sum(swaps("sleb-25", "dense", "limited").values()) / 12
+    assert second.p == pytest.approx(permutation_p(sides[0] - sides[1]))
     low, high = pandas.Series(differences).quantile([0.025, 0.975])
     assert (second.low, second.high) == (pytest.approx(low), pytest.approx(high))
     ours, main = resamples(OA, "cot"), resamples(MAIN, "cot")
-    ratios = sum(100 * ours[name] / main[name] for name in PAPER.names) / 12
+    ratios = sum(100 * ours[name] / main[name] for name in PAPER.names) / 12 - 100
     third = found[3, "INTERLACE-OA", "INTERLACE"]
-    assert third.p == pytest.approx(two_sided_p((ratios - 100).round(9)))
+    assert (third.low, third.high) == pytest.approx(tuple(numpy.percentile(ratios, [2.5, 97.5])))
+    swapped = swaps(OA, MAIN, "cot")
+    ratios = sum(100 * swapped[name][0] / swapped[name][1] for name in PAPER.names) / 12
+    assert third.p == pytest.approx(permutation_p(ratios - 100))
     gvqa = PAPER.categories["GVQA"]
-    differences = sum(ours[name] - main[name] for name in gvqa) / 3
-    assert categories[5, "INTERLACE-OA", "INTERLACE"].p == pytest.approx(
-        two_sided_p(differences.round(9))
-    )
+    differences = sum(swapped[name][0] - swapped[name][1] for name in gvqa) / 3
+    assert categories[5, "INTERLACE-OA", "INTERLACE"].p == pytest.approx(permutation_p(differences))
 
 
 def test_holm_by_hand(run):
@@ -134,20 +153,87 @@ def test_holm_by_hand(run):
 
 def test_the_last_bit_is_no_difference(tmp_path, monkeypatch):
     """Sums of fractions in another order: always a little more, and yet the same."""
-    noise = iter([0.0, 1e-13])
+    same = numpy.full(RESAMPLES + 1, 70.0)
+    noise = numpy.linspace(1e-13, 2e-13, RESAMPLES + 1)
     monkeypatch.setattr(
-        "interlace.reporting.resamples.resampled_scores",
-        lambda *_: numpy.full(RESAMPLES, 70.0 + next(noise)),
+        "interlace.reporting.estimates.swapped_scores", lambda *_: (same + noise, same)
     )
-    files = write(tmp_path, {MAIN: [1, 0], RANDOM: [1, 0]}, ["TextVQA"])
+    files = write(tmp_path, {MAIN: [1, 0] * 6, RANDOM: [1, 0] * 6}, ["TextVQA"])
     assert comparisons([5], files)[5, "Random", "INTERLACE"].p == 1.0
 
 
 def test_several_seeds_are_compared_at_their_mean(tmp_path):
     hits = {MAIN: [1, 1, 0, 0], f"{MAIN}-s1": [1, 1, 1, 1], RANDOM: [0, 1, 0, 1]}
+    hits = {name: 3 * rows for name, rows in hits.items()}
     found = comparisons([5], write(tmp_path, hits))[5, "Random", "INTERLACE"]
     assert found.difference == pytest.approx(-25)
     assert found.seeds == (1, 2)
+    assert found.p < 0.05
+
+
+def test_seeds_that_not_all_benchmarks_have_are_left_out_and_told(tmp_path):
+    rows = {
+        MAIN: [1, 0] * 6,
+        f"{MAIN}-s1": [1, 1] * 6,
+        f"{MAIN}-s2": [0, 0] * 6,
+        RANDOM: [0, 1] * 6,
+    }
+    files = write(tmp_path, rows, ["AI2D", "POPE"])
+    lost = files[3]
+    assert (lost.parts[-3], lost.stem) == (f"{MAIN}-s1", "POPE")
+    files.remove(lost)
+    found = comparisons([5], files)[5, "Random", "INTERLACE"]
+    assert found.seeds == (1, 2)
+    assert found.difference == pytest.approx(25), "50 against the mean of 50 and 0"
+    run_significance([5], files, tmp_path / "significance")
+    text = (tmp_path / "significance.md").read_text(encoding="utf-8")
+    assert f"big/{MAIN}/cot 1." in text
+
+
+# -- too little to tell ---------------------------------------------------------------------------
+
+
+def test_one_question_per_benchmark_tells_nothing(tmp_path):
+    files = write(tmp_path, {MAIN: [1]}, mode="limited")
+    files += write(tmp_path, {"dense": [0]}, PAPER.names[:1], mode="limited")
+    files += write(tmp_path, {"dense": [1]}, PAPER.names[1:], mode="limited")
+    (found,) = comparisons([2], files).values()
+    assert found.verdict == "too few questions"
+    assert (found.low, found.high, found.p, found.adjusted) == (None,) * 4
+    run_significance([2], files, tmp_path / "significance")
+    text = (tmp_path / "significance.md").read_text(encoding="utf-8")
+    assert "Too few questions: 1 of 1 comparisons, with fewer than 10 of a benchmark" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"), [(FEWEST_QUESTIONS - 1, False), (FEWEST_QUESTIONS, True)]
+)
+def test_the_benchmark_with_the_fewest_questions_decides(tmp_path, rows, told):
+    files = write(tmp_path, {MAIN: [1] * 40, RANDOM: [0] * 40}, ["AI2D"])
+    files += write(tmp_path, {MAIN: [1] * rows, RANDOM: [0] * rows}, ["POPE"])
+    found = comparisons([5], files)[5, "Random", "INTERLACE"]
+    assert found.verdict == ("worse" if told else "too few questions")
+    assert (found.p is not None, found.low is not None) == (told, told)
+
+
+def test_a_main_method_that_hardly_scores_is_no_measure(tmp_path):
+    """Ratios exist where it does not score 0: percentiles of those say nothing of the others."""
+    main, other = [1] + [0] * 39, [1, 0] * 20
+    files = write(tmp_path, {MAIN: main, RANDOM: other})
+    found = comparisons([3], files)[3, "Random", "INTERLACE"]
+    assert found.defined < 0.1
+    assert (found.low, found.high, found.p, found.verdict) == (None, None, None, "not defined")
+    assert comparisons([5], files)[5, "Random", "INTERLACE"].verdict == "better", "as points"
+    run_significance([3], files, tmp_path / "significance")
+    text = (tmp_path / "significance.md").read_text(encoding="utf-8")
+    assert "Not defined: 1 of 1 comparisons" in text
+
+
+def test_a_main_method_that_scores_nothing_somewhere_is_compared_elsewhere(tmp_path):
+    files = write(tmp_path, {MAIN: [0] * 20, RANDOM: [1, 0] * 10}, ["AI2D"])
+    files += write(tmp_path, {MAIN: [1] * 20, RANDOM: [1, 0] * 10}, ["POPE"])
+    found = comparisons([3], files)[3, "Random", "INTERLACE"]
+    assert (found.difference, found.coverage, found.verdict) == (-50, (1, 12), "worse")
 
 
 # -- what cannot be compared ----------------------------------------------------------------------
@@ -179,7 +265,7 @@ def test_without_outcomes_there_is_a_difference_and_no_verdict(tmp_path):
         write_score(tmp_path, "big", variant, "cot", "AI2D", score)
         for variant, score in ((MAIN, 60.0), (RANDOM, 40.0), ("dense", 80.0))
     ]
-    files += write(tmp_path, {"consecutive-25-ft": [1, 0]}, ["AI2D"])
+    files += write(tmp_path, {"consecutive-25-ft": [1, 0] * 32}, ["AI2D"])
     rows = run_significance([5], files, tmp_path / "significance")
     row = next(r for r in rows if (r["method"], r["scope"]) == ("Random", OVERALL))
     assert (row["difference"], row["p"], row["verdict"]) == ("-20", "", "no outcomes")

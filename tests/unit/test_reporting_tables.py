@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import numpy
 import pytest
 
 from interlace.errors import InputError
@@ -16,6 +17,7 @@ from interlace.reporting.layout import Cell
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results, load_results
 from interlace.reporting.tables import make_table
+from interlace.reporting.timings import mean_interval
 from interlace.selection import registry
 from tests.unit.reporting_results import (
     EXPERIMENTS,
@@ -81,6 +83,44 @@ def test_table_2_has_the_papers_rows_and_says_what_was_not_run(papers_own):
     assert found["INTERLACE", "ttft_speedup"].ours == pytest.approx(1.18, abs=0.005)
     assert found["SLEB", "average"] == Cell(None, 48.6)
     assert any("no result: " in note for note in table.notes)
+
+
+def timed(root, name, dense, pruned, **changes):
+    pairs = zip(dense, pruned, strict=True)
+    samples = [{"dense_s": d, "pruned_s": p, "visual_tokens": 64} for d, p in pairs]
+    sides = {"dense": dense, "pruned": pruned}
+    mean = {side: {"mean_s": sum(times) / len(times)} for side, times in sides.items()}
+    return write_timing(
+        root, "big", "interlace-25-ft", name, sum(dense) / sum(pruned), samples=samples,
+        num_samples=len(samples), **mean, **changes,
+    )  # fmt: skip
+
+
+def test_averages_of_speed_ups_have_the_interval_of_their_benchmarks(tmp_path):
+    rng = numpy.random.default_rng(0)
+    gvqa = PAPER.categories["GVQA"]
+    times = {name: rng.uniform(1, 2, size=(2, 8)) for name in (*gvqa, "POPE")}
+    files = [timed(tmp_path, name, *map(list, both)) for name, both in times.items()]
+    results = load_results(files)
+    table = table_of(4, results)
+    timings = results.timings["big", "interlace-25-ft"]
+    found = table.cells["GVQA", "big 25"]
+    assert (found.low, found.high) == mean_interval({name: timings[name] for name in gvqa}, 0)
+    overall = table.cells["Overall", "big 25"]
+    assert (overall.low, overall.high) == mean_interval(timings, 0)
+    assert found.low < found.ours < found.high
+    empty = table.cells["Overall", "big 10"]
+    assert (empty.ours, empty.low) == (None, None)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_times_of_other_devices_do_not_share_a_table(tmp_path, number):
+    files = [
+        write_timing(tmp_path, "big", "interlace-25-ft", name, 1.2, device=device)
+        for name, device in (("AI2D", "cpu"), ("POPE", "NVIDIA H100"))
+    ]
+    with pytest.raises(InputError, match="device"):
+        table_of(number, load_results(files))
 
 
 def test_speed_of_an_untuned_model_is_that_of_the_tuned_one(tmp_path):

@@ -1,5 +1,8 @@
 """The parts of TTFT that need no benchmark: roofline, memory, machine, sanity."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -217,24 +220,25 @@ def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
 
 
 DENSE = [4.1, 5.1, 6.1, 4.6]
+NOISE = [1.0, 1.002, 0.998, 1.001]
 
 
-def shrunk(factor):
+def shrunk(factor, noise=NOISE):
     """Return totals of a model whose decoder alone takes `factor` of dense's time."""
-    return [1.1 + (seconds - 1.1) * factor for seconds in DENSE]
+    return [1.1 + (s - 1.1) * factor * n for s, n in zip(DENSE, noise, strict=True)]
 
 
 def test_sane_results_have_no_problems():
     a = result("a", DENSE, shrunk(27 / 36), 27)
-    b = result("b", DENSE, [s * 1.01 for s in shrunk(27 / 36)], 27)
+    b = result("b", DENSE, [s * 1.005 for s in shrunk(27 / 36)], 27)
     assert check_sanity([a, b]) == []
 
 
 def test_equal_depth_must_agree_whichever_dense_it_ran_beside():
     a = result("a", DENSE, shrunk(27 / 36), 27)
-    slow = result("b", DENSE, [1.1 * s for s in shrunk(27 / 36)], 27)
+    slow = result("b", DENSE, [1.03 * s for s in shrunk(27 / 36)], 27)
     (problem,) = [p for p in check_sanity([a, slow]) if "a and b" in p]
-    assert "27 layers each" in problem
+    assert "27 layers each, and the ratio of their speed-ups is 1.03" in problem
     # the same, where everything was slower that day
     other = result("b", [2 * s for s in DENSE], [2 * s for s in shrunk(27 / 36)], 27)
     assert not [p for p in check_sanity([a, other]) if "a and b" in p]
@@ -242,12 +246,47 @@ def test_equal_depth_must_agree_whichever_dense_it_ran_beside():
     assert not [p for p in check_sanity([a, {**slow, "kernels": "x"}]) if "a and b" in p]
 
 
+def test_equal_depth_is_compared_on_every_benchmark_however_short():
+    def times(seconds):
+        return [seconds * n for n in NOISE]
+
+    found = [
+        *(result(v, times(50.0), times(40.0), 27, "HRBench8K") for v in "ab"),
+        result("a", times(5.0), times(4.0), 27),
+        result("b", times(5.0), times(3.8), 27),
+    ]
+    said = [p for p in check_sanity(found) if "a and b" in p]
+    # in the mean over benchmarks, in which seconds count for nothing, and on the one
+    assert ["on AI2D" in p for p in said] == [False, True]
+
+
+def test_what_cannot_be_compared_is_said():
+    a = result("a", DENSE, shrunk(27 / 36), 27)
+    other = result("b", DENSE, shrunk(27 / 36), 27, "POPE")
+    assert check_sanity([a, other]) == [
+        "m: a and b have 27 layers each, but no sample in common: not compared"
+    ]
+    a, b = (result(v, DENSE[:1], shrunk(27 / 36)[:1], 27) for v in "ab")
+    assert "a single sample" in "".join(check_sanity([a, b]))
+
+
 def test_the_decoder_has_to_shrink_with_its_depth():
-    assert check_sanity([result("a", DENSE, shrunk(27 / 36 * 1.08), 27)]) == []
+    assert check_sanity([result("a", DENSE, shrunk(27 / 36 * 1.05), 27)]) == []
     (problem,) = check_sanity([result("a", DENSE, shrunk(1.0), 27)])
     assert "1.000x as fast" in problem
     assert "its depth says 1.333x" in problem
     assert check_sanity([result("a", DENSE, shrunk(1.0), 27, kernels="semi_structured")]) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "factor", "wrong"),
+    [
+        *((33, 1.0, True), (33, 33 / 36, False), (33, 1 / 1.19, True)),
+        *((27, 1 / 1.2, True), (27, 1 / 1.5, True), (36, 1.0, False), (36, 0.95, True)),
+    ],
+)
+def test_what_the_decoder_may_miss_scales_with_what_leaving_layers_out_gains(layers, factor, wrong):
+    assert bool(check_sanity([result("a", DENSE, shrunk(factor), layers)])) is wrong
 
 
 def test_stages_have_to_add_up():
@@ -255,6 +294,40 @@ def test_stages_have_to_add_up():
     body["split"]["pruned"]["decoder_s"] *= 2
     (problem,) = check_sanity([body])
     assert "the stages of pruned add up to" in problem
+
+
+def test_the_rest_is_not_below_zero():
+    body = result("a", DENSE, shrunk(27 / 36), 27)
+    split = body["split"]["dense"]
+    split["vision_s"] += 2.0  # counted twice; the rest, a difference, makes up for it
+    split["rest_s"] -= 2.0
+    (problem,) = check_sanity([body])
+    assert "rest_s of dense is -2.0" in problem
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_times_are_finite_and_positive(value):
+    for key in ("dense_s", "pruned_decoder_s"):
+        body = result("a", DENSE, shrunk(27 / 36), 27)
+        body["samples"][1][key] = value
+        (problem,) = check_sanity([body])
+        assert f"m a AI2D: {key} is {value}" in problem
+
+
+def test_checking_needs_no_torch():
+    code = "import sys; from interlace.evaluation.ttft.sanity import check_sanity; "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_percentile_is_of_single_passes():
+    rows = [sample(i, 1.0, 1.0) for i in range(4)]
+    for row in rows:
+        row.passes = {"dense": [0.5, 1.5], "v": [1.0, 1.0]}
+    sides = {"dense": Side(36), "v": Side(27)}
+    body = summarise(rows, "v", sides, work=None, peaks=None, seed=0)
+    assert (body["dense"]["mean_s"], body["dense"]["p95_s"]) == (1.0, 1.5)
+    assert body["pruned"]["p95_s"] == 1.0
 
 
 class FakeEvent:

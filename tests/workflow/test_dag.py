@@ -31,7 +31,7 @@ def paper(tmp_path_factory):
 def test_the_paper_is_planned_without_torch(paper):
     for rule, count in JOBS_OF_THE_PAPER.items():
         assert re.search(rf"^{rule} +{count}$", paper, re.M), rule
-    assert len(set(re.findall(r"^ttft_qwen3_vl_[48]b_\d+", paper, re.M))) == 13
+    assert len(set(re.findall(r"^ttft_qwen3_vl_[48]b_\d+", paper, re.M))) == 2
 
 
 def test_every_gpu_job_states_gpu_memory_and_runtime(monkeypatch):
@@ -50,7 +50,7 @@ def test_every_gpu_job_states_gpu_memory_and_runtime(monkeypatch):
         jobs = list(workflow._workflow.dag.jobs)
     stages = ("score_", "finetune", "prune", "sparsify", "evaluate_", "ttft_")
     gpu_jobs = [job for job in jobs if job.rule.name.startswith(stages)]
-    assert len(gpu_jobs) == 2 + 1 + 14 + 1 + 2 + 4 * 22 + 13
+    assert len(gpu_jobs) == 2 + 1 + 14 + 1 + 2 + 4 * 22 + 2
     for job in gpu_jobs:
         assert job.resources["gpu"] == 1, job
         assert job.resources["mem_mb"] >= 64000, job

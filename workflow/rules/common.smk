@@ -43,6 +43,7 @@ CODE = {
             "reporting",
             "evaluation/intervals.py",
             "evaluation/outcomes.py",
+            "evaluation/ttft/sanity.py",
         ],
     }.items()
 }

@@ -3,7 +3,10 @@ from pathlib import Path
 
 from interlace.logs import script_log
 
-with script_log(snakemake.log[0], snakemake.threads), contextlib.ExitStack() as stack:
+with (
+    script_log(snakemake.log[0], snakemake.threads, snakemake.resources.gpu),
+    contextlib.ExitStack() as stack,
+):
     from interlace.evaluation.run import evaluate
 
     settings = snakemake.config["evaluation"] | {"dtype": snakemake.params.dtype}

@@ -2,7 +2,10 @@ from pathlib import Path
 
 from interlace.logs import script_log
 
-with script_log(snakemake.log[0], snakemake.threads):
+gpus = snakemake.resources.gpu and max(
+    snakemake.resources.gpu, snakemake.config["finetune"]["processes"]
+)
+with script_log(snakemake.log[0], snakemake.threads, gpus):
     from interlace.training.run import finetune
 
     finetune(

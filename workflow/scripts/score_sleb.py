@@ -2,7 +2,7 @@ from pathlib import Path
 
 from interlace.logs import script_log
 
-with script_log(snakemake.log[0], snakemake.threads):
+with script_log(snakemake.log[0], snakemake.threads, snakemake.resources.gpu):
     from interlace.scoring.sleb import run_sleb
 
     run_sleb(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from interlace.logs import script_log
 
-with script_log(snakemake.log[0], 1):
+with script_log(snakemake.log[0], 1, snakemake.resources.gpu):
     from interlace.evaluation.ttft import measure_ttft
 
     folders = map(Path, snakemake.input.variants)

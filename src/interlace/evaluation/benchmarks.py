@@ -210,11 +210,13 @@ def check_graders(benchmarks: Sequence[str], grader: dict[str, Any] | None) -> N
         if not grader.get(key):
             raise InputError(f"evaluation.grader.{key}: {names} needs it and it is empty; set it")
     if not is_loopback(grader["base_url"]):
+        from interlace.evaluation.grader_client import shown_name
+
         variable = grader.get("key_env") or ""
         if not os.environ.get(variable):
             raise InputError(
-                f"evaluation.grader.key_env: the environment variable '{variable}' is not set; "
-                f"{names} needs the key of {grader['base_url']} there"
+                f"evaluation.grader.key_env: {shown_name(variable)}, is not set; {names} needs the "
+                f"key of {grader['base_url']} there"
             )
 
 

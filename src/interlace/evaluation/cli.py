@@ -42,7 +42,8 @@ def run_vlmevalkit(
     attention, device, prompt, min_pixels and max_pixels of the config's `evaluation` section. All
     files of VLMEvalKit are left in `work_dir`, and `scores.json` beside them.
 
-    Raises InputError for a benchmark that is unknown, not prepared or needs a grader, for a
+    Raises InputError for a benchmark that is unknown, not prepared or needs a grader, for `pixels`
+    (limits of single benchmarks: VLMEvalKit builds one model for all of them), for a
     `work_dir` that is not empty (VLMEvalKit takes whatever score it finds there for its own), and,
     with the reason, if VLMEvalKit has skipped a benchmark: its own exit status is 0 then.
     """
@@ -55,6 +56,11 @@ def run_vlmevalkit(
                 "leave it out"
             )
         read_record(benchmark.dataset, data_root)
+    if settings.get("pixels"):
+        raise InputError(
+            "evaluation.pixels: VLMEvalKit's command line has one model for all benchmarks; run each "
+            "benchmark by itself with min_pixels and max_pixels"
+        )
     check_pixels(benchmarks, settings)
     work_dir = Path(work_dir).resolve()
     if work_dir.exists() and any(work_dir.iterdir()):

@@ -1,8 +1,9 @@
 """What a hosted grader will cost, estimated before it is called."""
 
 import math
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from interlace.errors import InputError
 
@@ -28,9 +29,22 @@ _REASONING_TOKENS = 1000  # ASSUME: written before the answer, and billed
 
 @dataclass
 class Account:
-    """What the estimates of one job add up to, in the price's currency."""
+    """What the calls really asked in one job come to by their estimates, in the price's currency."""
 
     spent: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, amount: float, budget: float | None) -> bool:
+        """Add the estimate of a call; False, and nothing added, where it would pass the budget."""
+        with self._lock:
+            if amount > 0 and _above(self.spent + amount, budget):
+                return False
+            self.spent += amount
+            return True
+
+
+def _above(total: float, budget: float | None) -> bool:
+    return budget is not None and total > budget * (1 + 1e-9)  # sums are rounded
 
 
 @dataclass(frozen=True)
@@ -83,21 +97,20 @@ def announce(
     budget: float | None,
     account: Account,
 ) -> None:
-    """Print an estimate and add it to the job's `account`; InputError above the budget."""
+    """Print an estimate; InputError if it and what the job has spent so far pass the budget."""
     line = (
         f"{dataset}: {found.calls} calls to {model} at {base_url}, about {found.read} tokens read "
         f"and {found.written} written (estimate: {CHARACTERS_PER_TOKEN} characters a token, images "
-        "by size or at low detail, further tries not counted)"
+        "by size or at low detail, one try each)"
     )
     if found.cost is None:
         print(f"{line}; no price given", flush=True)
         return
     total = account.spent + found.cost
     print(f"{line}: about {found.cost:.2f}, {total:.2f} in this job", flush=True)
-    if budget is not None and total > budget:
+    if _above(total, budget):
         raise InputError(
             f"evaluation.grader.budget: {dataset} brings the estimate of this job to {total:.2f}, "
             f"which is above {budget:g}; raise the budget, set evaluation.limit, or leave {dataset} "
-            "out; nothing was asked"
+            f"out; nothing was asked about {dataset}"
         )
-    account.spent = total

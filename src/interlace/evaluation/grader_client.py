@@ -9,10 +9,12 @@ import email.utils
 import functools
 import http.client
 import json
+import re
 import socket
 import ssl
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +31,20 @@ LOST_CALLS = 3
 _LARGEST_BODY = 16 * 2**20  # bytes
 _SHOWN = 300  # characters of a server's message
 _SHORTEST_KEY = 8  # characters; cutting "1" or "none" out of a grade would spoil it
+# A key as servers mask it ("sk-proj-ab******yz"), which shows where it begins and ends.
+_MASKED = re.compile(r"[\w.-]*(?:\*{3,}|\u2022{3,})[\w.*\u2022-]*")
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _TRY_AGAIN = (408, 409, 425, 429)  # and every 5xx
+
+
+def shown_name(key_env: str) -> str:
+    """Return how a message may call the variable that `evaluation.grader.key_env` names.
+
+    What does not look like the name of a variable, in capitals, may be the key itself.
+    """
+    if _NAME.fullmatch(key_env):
+        return f"{key_env}, the variable that evaluation.grader.key_env names"
+    return "the variable that evaluation.grader.key_env names"
 
 
 class CallFailed(Exception):
@@ -84,8 +99,17 @@ class Client:
         return ssl.create_default_context()  # verifies, whatever an import did to the default
 
     def clean(self, text: str) -> str:
-        """Return `text` without the key; one as short as local servers like it is no secret."""
-        return text.replace(self.key, "[key]") if len(self.key) >= _SHORTEST_KEY else text
+        """Return `text` without the key, as it is or as addresses and JSON write it.
+
+        A key as short as local servers like it is no secret.
+        """
+        if len(self.key) < _SHORTEST_KEY:
+            return text
+        written = json.dumps(self.key)[1:-1]
+        quoted = urllib.parse.quote(self.key, safe="")
+        for form in (self.key, written, written.replace("/", "\\/"), quoted, quoted.lower()):
+            text = text.replace(form, "[key]")
+        return text
 
     def models(self) -> list[str]:
         """Return the names at `/models`; none where a server has no such list.
@@ -100,15 +124,17 @@ class Client:
         except (ValueError, LookupError, TypeError):
             return []
 
-    def ask(self, payload: dict[str, Any]) -> str:
+    def ask(self, payload: dict[str, Any], charge: Callable[[int], None] | None = None) -> str:
         """Return the model's answer to a chat completion request, never empty.
 
         A refusal is an answer. Raises `CallFailed`; after `LOST_CALLS` calls in a row that failed
-        in all their tries, or one that shows that all will, every call fails at once.
+        in all their tries, or one that shows that all will, every call fails at once. `charge(1)`
+        comes before every try, and may raise `CallFailed`; `charge(-1)` after one that was
+        answered with an error, which nobody bills.
         """
         body = json.dumps(payload).encode()
         try:
-            text = self._tries(lambda: self._completion(body))
+            text = self._tries(lambda: self._completion(body, charge or (lambda tries: None)))
         except CallFailed as failed:
             with self._lock:
                 self._lost += failed.again
@@ -124,6 +150,11 @@ class Client:
         """Let every call that comes, or waits for its next try, fail with the first `failed`."""
         self._end = self._end or failed
         self._ended.set()
+
+    @property
+    def ended(self) -> CallFailed | None:
+        """Why no call is sent any more; None while they are."""
+        return self._end
 
     def _tries(self, once: Callable[[], Any]) -> Any:
         for tried in range(self.retries + 1):
@@ -144,9 +175,11 @@ class Client:
         times = "1 try" if self.retries == 0 else f"{self.retries + 1} tries"
         raise CallFailed(f"{last.reason}, in {times}", again=True)
 
-    def _completion(self, body: bytes) -> str:
+    def _completion(self, body: bytes, charge: Callable[[int], None]) -> str:
+        charge(1)
         answer = self._send("/chat/completions", body)
         if answer.status != 200:
+            charge(-1)
             raise self._failed(answer)
         try:
             parsed = json.loads(answer.text)
@@ -169,10 +202,7 @@ class Client:
         status = answer.status
         reason = f"HTTP {status}: {self._message(answer.text)}"
         if status in (401, 403):
-            variable = self.key_env or "(none)"
-            way_out = (
-                f"check the key in {variable}, the variable that evaluation.grader.key_env names"
-            )
+            way_out = f"check the key in {shown_name(self.key_env)}"
             return CallFailed(f"{reason}; {way_out}", everywhere=True)
         if 300 <= status < 400:
             target = self._short(str(answer.headers.get("Location")))
@@ -196,6 +226,7 @@ class Client:
 
     def _short(self, text: str) -> str:
         line = " ".join(self.clean(text).split())  # clean first: a cut key would not be found
+        line = _MASKED.sub("[key]", line)
         return (line[: _SHOWN - 3] + "..." if len(line) > _SHOWN else line) or "no message"
 
     def _send(self, path: str, body: bytes | None) -> _Answer:

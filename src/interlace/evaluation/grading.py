@@ -5,6 +5,7 @@ Loads without torch or vlmeval.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import asks_grader, get_benchmark, is_loopback
 from interlace.evaluation.cost import Account
-from interlace.evaluation.grader_client import CallFailed, Client
+from interlace.evaluation.grader_client import CallFailed, Client, shown_name
 
 # What vlmeval calls the grader in file names; on the wire it is the served model's name.
 JUDGE = "grader"
@@ -26,7 +27,7 @@ class Grader:
     """An OpenAI-compatible grading model; the key is in no `repr`.
 
     `extract`: it also reads choices and yes or no. `price`: of a million tokens read and written.
-    `account` adds up the estimates of one job.
+    `account` adds up what the calls of one job come to.
     """
 
     base_url: str
@@ -124,31 +125,40 @@ def _checked_address(base_url: str | None) -> str:
     base_url = (base_url or "").rstrip("/")
     if not base_url:
         raise InputError("evaluation.grader.base_url: empty; start a grader and give its address")
-    parts = urlsplit(base_url)
-    if parts.username or parts.password or parts.query:
+    if any(sign in base_url for sign in "@?#"):
         raise InputError(
             "evaluation.grader.base_url: holds a name, a password or a query, which would end up in "
             "logs; give the bare address, and the key in the variable that key_env names"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url)
+        found = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets or a port that are none
+        found = False
+    if not found or any(sign.isspace() for sign in base_url):
         raise InputError(
-            f"evaluation.grader.base_url: {base_url} is no address; it has to look like "
+            f"evaluation.grader.base_url: '{base_url}' is no address; it has to look like "
             "https://host/v1"
         )
     return base_url
 
 
 def _key(base_url: str, key_env: str) -> str:
+    if not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", key_env):
+        raise InputError(
+            "evaluation.grader.key_env: is not the name of an environment variable (its value is "
+            "not shown: it may be a key); export the key, and give the variable's name here"
+        )
     key = os.environ.get(key_env, "").strip() if key_env else ""
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise InputError(
-            f"evaluation.grader.key_env: the environment variable {key_env} holds characters that no "
-            "key has; export the key again"
+            f"evaluation.grader.key_env: {shown_name(key_env)}, holds characters that no key has; "
+            "export the key again"
         )
     if not key and not is_loopback(base_url):
         raise InputError(
-            f"evaluation.grader.key_env: the environment variable '{key_env}' is not set; {base_url} "
-            "needs its key there"
+            f"evaluation.grader.key_env: {shown_name(key_env)}, is not set; {base_url} needs its "
+            "key there"
         )
     return key or "sk-loopback"
 

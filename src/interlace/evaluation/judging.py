@@ -30,7 +30,9 @@ from interlace.evaluation.scores import total_grade
 from interlace.io import digest
 from interlace.provenance import versions
 
-_UNREAD = (False, "Z", "Unknown")
+UNREADABLE_CALLS = 10
+"""So many calls in a row whose reply cannot be read, or that are refused, end the others as well."""
+_NOTHING = ("Z", "Unknown")  # a grader's honest answer that there is no choice, or no yes or no
 
 
 @dataclass(frozen=True)
@@ -151,25 +153,9 @@ def yes_no_of(reply: str) -> str | None:
     return found if found != "Unknown" or "unknown" in reply.lower() else None
 
 
-def unparsed(
-    benchmark: Benchmark, table: Path, asked: Sequence[Question], replies: dict[str, str]
-) -> int:
-    """Return in how many rows of `table` nobody read a choice, or yes or no."""
-    from vlmeval.dataset.utils.multiple_choice import prefetch_answer
-    from vlmeval.dataset.utils.yorn import YOrN_Extraction
-    from vlmeval.smp import load
-
-    data = _with_kit_columns(load(str(table)))
-    data["prediction"] = [str(text) for text in data["prediction"]]
-    read = {q.index: q.read(replies[q.key]) for q in asked if q.key in replies}
-    found = (
-        read.get(str(row["index"]))
-        or (
-            YOrN_Extraction(row["prediction"]) if benchmark.name == "POPE" else prefetch_answer(row)
-        )
-        for _, row in data.iterrows()
-    )
-    return sum(answer in _UNREAD for answer in found)
+def unparsed(asked: Sequence[Question], replies: dict[str, str]) -> int:
+    """Return about how many rows of `asked` the grader said that there is no choice, or yes or no."""
+    return sum(q.key in replies and q.read(replies[q.key]) in _NOTHING for q in asked)
 
 
 def prompt_version(benchmark: Benchmark) -> str:
@@ -221,8 +207,12 @@ def _ends_a_line(handle: Any) -> bool:
 class Judge:
     """What `build_judge` returns to evaluate(): answers from what is kept, else asks the grader.
 
-    Afterwards `replies` holds, by a question's key, what was said last, and `failures` why a call
-    brought nothing.
+    A question is asked once, at temperature 0: where vlmeval asks again (a choice three times, yes
+    or no five times, at rising temperatures), it gets the same reply. `UNREADABLE_CALLS` bounds what
+    a grader that refuses can cost, `Grader.budget` what one that is billed can.
+
+    Afterwards `replies` holds, by a question's key, what was said, `failures` why a call brought
+    nothing, `calls` how many tries were sent and not answered with an error.
     """
 
     def __init__(self, grader: Grader, asked: Sequence[Question], kept: Replies) -> None:
@@ -230,35 +220,83 @@ class Judge:
 
         self._grader, self._kept = grader, kept
         self._client = grader.client()
-        self._readers = {question.key: question.read for question in asked}
+        self._questions = {question.key: question for question in asked}
+        self._turns = {key: threading.Lock() for key in self._questions}
+        self._lock, self._unreadable = threading.Lock(), 0
         # It only puts messages together; the key stays here.
         self._kit = OpenAIWrapper(grader.model, key="-", api_base="http://localhost", verbose=False)
         self.replies: dict[str, str] = {}
         self.failures: dict[str, CallFailed] = {}
+        self.calls = 0
 
     def working(self) -> bool:
         """Return that the grader answers, which `grading.connect` has seen."""
         return True
 
-    def generate(self, message: Any, temperature: float = 0, **_: Any) -> str:
+    def generate(self, message: Any, **_: Any) -> str:
         """Return the grader's reply to a prompt, or to a prompt with a picture.
 
-        A reply that can be read is never asked for again, at whatever temperature. Raises
-        `CallFailed`.
+        The first reply stands, as the first failure does, whatever temperature is given later.
+        Raises `CallFailed`.
         """
-        key = _key(self._grader.model, message)
-        read = self._readers[key]
-        reply = self._kept.found.get(key)
-        if reply is None or read(reply) is None:
-            try:
-                reply = self._client.ask(self._payload(message, temperature))
-            except CallFailed as failed:
-                self.failures[key] = failed
-                raise
-            if read(reply) is not None:
-                self._kept.add(key, reply)
-        self.replies[key] = reply
+        question = self._questions[_key(self._grader.model, message)]
+        key = question.key
+        with self._turns[key]:  # two rows may ask the same
+            if key in self.failures:
+                raise self.failures[key]
+            if key not in self.replies:
+                reply = self._kept.found.get(key)
+                if reply is None or question.read(reply) is None:
+                    reply = self._ask(question, message)
+                self.replies[key] = reply
+            return self.replies[key]
+
+    def _ask(self, question: Question, message: Any) -> str:
+        try:
+            reply = self._client.ask(self._payload(message), self._charge(question.call))
+        except CallFailed as failed:
+            self.failures[question.key] = failed
+            if not (failed.again or failed.everywhere):
+                self._bound(readable=False)
+            raise
+        readable = question.read(reply) is not None
+        if readable:
+            self._kept.add(question.key, reply)
+        self._bound(readable)
         return reply
+
+    def _charge(self, call: cost.Call) -> Callable[[int], None]:
+        """Return what adds the price of `call`'s tries to the job's account."""
+        grader = self._grader
+        price = cost.estimate([call], grader.model, grader.price).cost or 0.0
+
+        def charge(tries: int) -> None:
+            if grader.hosted and not grader.account.add(tries * price, grader.budget):
+                raise CallFailed(
+                    f"the calls asked in this job are estimated at {grader.account.spent:.2f}, "
+                    "further tries included, and one more would pass evaluation.grader.budget "
+                    f"({grader.budget:g}); raise it",
+                    everywhere=True,
+                )
+            with self._lock:
+                self.calls += tries
+
+        return charge
+
+    def _bound(self, readable: bool) -> None:
+        """End the calls after too many in a row that brought nothing readable."""
+        with self._lock:
+            self._unreadable = 0 if readable else self._unreadable + 1
+            over = self._unreadable >= UNREADABLE_CALLS
+        if over:
+            self._client.end(
+                CallFailed(f"not asked after {UNREADABLE_CALLS} unreadable replies in a row")
+            )
+
+    @property
+    def ended(self) -> str | None:
+        """Why the grader was not asked any more; None if it was to the end."""
+        return self._client.ended.reason if self._client.ended else None
 
     def end(self) -> None:
         """Let the calls that are still to come fail at once."""
@@ -276,8 +314,8 @@ class Judge:
                 found.append((question.index, f"it answered '{shown[:120]}', which cannot be read"))
         return found
 
-    def _payload(self, message: Any, temperature: float) -> dict[str, Any]:
-        """Return the request that vlmeval's client would send."""
+    def _payload(self, message: Any) -> dict[str, Any]:
+        """Return the request that vlmeval's client would send first."""
         parts = [{"type": "text", "value": message}] if isinstance(message, str) else message
         # vlmeval would write the picture to the shared folder of data first.
         parts = [
@@ -291,8 +329,8 @@ class Judge:
         if kit.is_max_completion_tokens:
             return {**payload, "max_completion_tokens": kit.max_tokens}
         if "gemini" in model:
-            return {**payload, "temperature": temperature, "reasoning_effort": "high"}
-        return {**payload, "temperature": temperature, "max_tokens": kit.max_tokens}
+            return {**payload, "temperature": 0, "reasoning_effort": "high"}
+        return {**payload, "temperature": 0, "max_tokens": kit.max_tokens}
 
 
 @contextlib.contextmanager

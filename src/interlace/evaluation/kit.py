@@ -110,12 +110,20 @@ def build_benchmark(benchmark: Benchmark, limit: int | None) -> Any:
 
 
 def limited(data: pd.DataFrame, benchmark: Benchmark, limit: int | None) -> pd.DataFrame:
-    """Return the first `limit` rows (all if None); of MMBench whole questions with their rotations."""
+    """Return the first `limit` rows (all if None).
+
+    Of MMBench and HR-Bench whole questions with their rotations, at least one. A question of
+    HR-Bench is a question text and its picture.
+    """
     if limit is None or limit >= len(data):
         return data
-    if benchmark.name != "MMBench":
+    if benchmark.name == "MMBench":
+        question = data["index"].astype(int) % 1_000_000
+    elif benchmark.name in ("HRBench4K", "HRBench8K"):
+        picture = "image" if "image" in data else "image_path"
+        question = data.groupby(["question", picture], sort=False).ngroup()
+    else:
         return data.iloc[:limit].copy()
-    question = data["index"].astype(int) % 1_000_000
     size = question.map(question.value_counts())
     kept = question.drop_duplicates()
     taken = kept[size[kept.index].cumsum() <= max(limit, int(size[kept.index[0]]))]

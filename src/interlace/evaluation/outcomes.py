@@ -6,6 +6,7 @@ Loads without torch or vlmeval.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +41,7 @@ def write_outcomes(path: Path, table: pd.DataFrame) -> None:
     """Write outcomes with the columns of `SCHEMA`, in any order, as Parquet, atomically.
 
     Raises InputError, naming file and column, where a column is missing or holds something else,
-    where a row's index stands twice, or where there are no rows.
+    where a number is infinite, a row's index stands twice, or there are no rows.
     """
     missing = [name for name in COLUMNS if name not in table]
     if missing:
@@ -59,6 +60,11 @@ def write_outcomes(path: Path, table: pd.DataFrame) -> None:
             raise InputError(f"{path}: column {field.name}: {line}; it is {field.type}") from None
         if array.null_count and not field.nullable:
             raise InputError(f"{path}: column {field.name} has {array.null_count} empty cells")
+        if (
+            pa.types.is_floating(field.type)
+            and np.isinf(array.to_numpy(zero_copy_only=False)).any()
+        ):
+            raise InputError(f"{path}: column {field.name} has an infinite number; score again")
         arrays.append(array)
     with atomic_path(path) as partial:
         pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), partial)

@@ -62,16 +62,11 @@ class PredictionStore:
     def _read(self, path: Path, of: tuple[int, int]) -> None:
         with path.open("rb") as handle:
             for number, line in enumerate(handle, 1):
-                try:
-                    # Without its end, a line is torn even where it reads well.
-                    batch = json.loads(line) if line.endswith(b"\n") else None
-                except ValueError:
-                    batch = None
+                batch = _batch(line)
                 if batch is None:
                     print(f"{path}: line {number} is torn; its rows are generated again")
-                    continue
-                read = {index: Prediction(*row) for index, row in batch["predictions"].items()}
-                self._take(read, batch["seconds"], of)
+                else:
+                    self._take(*batch, of)
 
     def _take(self, batch: dict[str, Prediction], seconds: float, of: tuple[int, int]) -> None:
         self.predictions.update(batch)
@@ -96,3 +91,22 @@ class PredictionStore:
             self._handle.close()
             self._handle = None
             self.attempt += 1
+
+
+def _batch(line: bytes) -> tuple[dict[str, Prediction], float] | None:
+    """Return a line's predictions and seconds; None if it is not a whole line of `add`."""
+    if not line.endswith(b"\n"):  # torn even where it reads well
+        return None
+    try:
+        batch = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(batch, dict):
+        return None
+    rows, seconds = batch.get("predictions"), batch.get("seconds")
+    if not isinstance(rows, dict) or not isinstance(seconds, int | float):
+        return None
+    if not all(isinstance(row, list) and len(row) == 3 for row in rows.values()):
+        return None
+    read = {index: Prediction(*row) for index, row in rows.items()}
+    return (read, seconds) if all(isinstance(p.text, str) for p in read.values()) else None

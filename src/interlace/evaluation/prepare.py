@@ -1,5 +1,6 @@
 """Benchmarks made ready once, before parallel jobs read them: TSV in place, images on the disk."""
 
+import filecmp
 import hashlib
 import os
 import shutil
@@ -27,12 +28,13 @@ def prepare_benchmarks(datasets: Sequence[str], data_root: Path, source: str) ->
 def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     """Put `<dataset>.tsv` and its images under `data_root` (the run's own LMUData root).
 
-    `source`: a folder of TSVs; `official`, downloaded by vlmeval and held to its md5; or `demo`, a
-    TSV that is in `data_root` already. Last comes `<dataset>.json` with the md5, the number of rows
-    and whether the TSV is the official one; any other is a `fixture`.
+    `source`: a folder of TSVs, which are copied; `official`, downloaded by vlmeval and held to its
+    md5; or `demo`, a TSV that is in `data_root` already. Last comes `<dataset>.json` with the md5,
+    the number of rows, the folder of the images and their number, and whether the TSV is the
+    official one; any other is a `fixture`. Nothing is done where all of that is there already.
 
     Raises InputError, naming file and row, for a TSV that is missing, cannot be read, lacks a
-    column, repeats an index, or holds an image that does not decode.
+    column, has an empty index or two that vlmeval reads alike, or an image that does not decode.
     """
     benchmark = by_dataset(dataset)
     data_root = Path(data_root)
@@ -41,7 +43,8 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     _place(dataset, tsv, source)
     if record.exists() and tsv.exists():
         found = read_json(record)
-        if found["md5"] == _md5(tsv) and (found["official"] or source != "official"):
+        is_same = found["md5"] == _md5(tsv) and (found["official"] or source != "official")
+        if is_same and "images" in found and _has_images(found, data_root):
             return
         record.unlink()
     with kit.kit_environment(data_root):
@@ -50,8 +53,10 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
         _check_table(tsv, benchmark)
         # vlmeval never refreshes images of a TSV that changed, nor the shortened copy of a long one.
         remove(data_root / f"{dataset}_local.tsv")
-        remove(data_root / "images" / _image_folder(dataset))
+        folder = _image_folder(dataset)
+        remove(data_root / "images" / folder)
         built = _build(dataset, tsv)
+        _check_index(built, tsv)
         _dump_images(built, tsv)
     md5 = _md5(tsv)
     official = md5 == kit.official_md5(dataset)
@@ -64,6 +69,7 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
             ),
             "md5": md5,
             "rows": rows,
+            "images": {"folder": folder, "files": _count_files(data_root / "images" / folder)},
             "official": official,
             "fixture": not official,
         },
@@ -71,14 +77,32 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
 
 
 def read_record(dataset: str, data_root: Path) -> dict[str, Any]:
-    """Return what `prepare_benchmark` recorded; InputError if it did not run or the TSV changed."""
+    """Return what `prepare_benchmark` recorded.
+
+    Raises InputError if it did not run, or the TSV has changed or images are missing since: jobs
+    side by side would write the images again, over each other.
+    """
     tsv, record = Path(data_root) / f"{dataset}.tsv", Path(data_root) / f"{dataset}.json"
     if not record.exists():
         raise InputError(f"{record}: no such file; prepare the benchmark first (prepare_benchmark)")
     found = read_json(record)
     if not tsv.exists() or _md5(tsv) != found["md5"]:
         raise InputError(f"{tsv}: missing or changed since it was prepared; prepare it again")
+    if "images" in found and not _has_images(found, data_root):
+        raise InputError(
+            f"{Path(data_root) / 'images' / found['images']['folder']}: images are missing since it "
+            f"was prepared; remove {record} and prepare it again"
+        )
     return found
+
+
+def _has_images(record: dict[str, Any], data_root: Path) -> bool:
+    images = record["images"]
+    return _count_files(Path(data_root) / "images" / images["folder"]) >= images["files"]
+
+
+def _count_files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def _place(dataset: str, tsv: Path, source: str) -> None:
@@ -94,13 +118,13 @@ def _place(dataset: str, tsv: Path, source: str) -> None:
             f"{given}: no such file; put the benchmark's TSV there, leave it out of "
             "evaluation.benchmarks, or set evaluation.source"
         )
-    if tsv.exists() and given.samefile(tsv):
+    if given.resolve() == tsv.resolve():
+        return
+    # A copy, not a link: an edit in place during a job would change what is scored.
+    if tsv.exists() and not given.samefile(tsv) and filecmp.cmp(given, tsv, shallow=False):
         return
     with atomic_path(tsv) as partial:
-        try:
-            os.link(given.resolve(), partial)
-        except OSError:  # another file system
-            shutil.copyfile(given, partial)
+        shutil.copyfile(given, partial)
 
 
 def _check_table(tsv: Path, benchmark: Benchmark) -> None:
@@ -120,9 +144,27 @@ def _check_table(tsv: Path, benchmark: Benchmark) -> None:
         raise InputError(f"{tsv}: cannot be read ({_line(error)})") from None
     if index.empty:
         raise InputError(f"{tsv}: no rows")
-    twice = index["index"][index["index"].duplicated()]
+    _check_indices(tsv, index["index"])
+
+
+def _check_index(built: Any, tsv: Path) -> None:
+    """Hold the index to what vlmeval makes of it: `1` and `01` are both its 1, `NA` is empty."""
+    read = built.data["index"].astype(str)
+    _check_indices(tsv, read.mask(read.isin(["nan", "None", "<NA>"]), ""))
+
+
+def _check_indices(tsv: Path, index: pd.Series) -> None:
+    """Refuse an empty index and one that stands twice; labels are positions in the TSV's table."""
+    index = index.str.strip()
+    empty, twice = index.index[index == ""], index.index[index.duplicated()]
+    if len(empty):
+        raise InputError(f"{tsv}: row {empty[0] + 2}: the index is empty; give it one of its own")
     if len(twice):
-        raise InputError(f"{tsv}: index {twice.iloc[0]} stands in more than one row")
+        rows = [label + 2 for label in index.index[index == index[twice[0]]]]
+        raise InputError(
+            f"{tsv}: row {rows[1]}: index {index[twice[0]]} stands in more than one row "
+            f"(row {rows[0]} too); give each its own"
+        )
 
 
 def _build(dataset: str, tsv: Path) -> Any:

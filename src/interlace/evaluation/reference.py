@@ -1,48 +1,57 @@
 """The reference engine: VLMEvalKit's own inference loop, one row at a time."""
 
 import contextlib
-import pickle
+import copy
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import pandas as pd
 import torch
 
 from interlace.data.seeds import derive_seed
 from interlace.evaluation.model import LocalQwen3VL
 from interlace.evaluation.predictions import Prediction, PredictionStore
+from interlace.io import remove
 
 
 def predict_reference(
     model: LocalQwen3VL, dataset: Any, store: PredictionStore, *, seed: int
 ) -> None:
-    """Fill `store` by VLMEvalKit's loop, which resumes from its own pickle beside the store.
+    """Let VLMEvalKit's loop answer the rows that `store` lacks; each is added as it is answered.
 
-    A pickle torn by a kill is removed. `seed` counts only when sampling; where the loop resumes,
-    it draws anew from there.
+    What is added is what the model returned. The loop's own files are torn by a kill, and an empty
+    answer or one that looks like a number does not come back from them as it was: they are written
+    beside the store, never read, and removed by the next attempt. Sampling draws from a generator
+    seeded by `seed` and the row, so that an interrupted run says what an uninterrupted one says.
     """
     from vlmeval.inference import infer_data_job
 
     work = store.folder / "vlmevalkit"
-    work.mkdir(exist_ok=True)
-    for file in work.glob("*.pkl"):
-        try:
-            pickle.loads(file.read_bytes())
-        except Exception as error:  # torn bytes may raise anything
-            print(f"{file}: torn by an interrupted run ({type(error).__name__}), removed")
-            file.unlink()
-    start = time.perf_counter()
-    with _seeded(model.model.device, derive_seed(seed, dataset.dataset_name)):
-        infer_data_job(model, work_dir=str(work), model_name="reference", dataset=dataset)
-    table = pd.read_csv(
-        work / f"reference_{dataset.dataset_name}.tsv", sep="\t", dtype=str, keep_default_na=False
-    )
-    texts = dict(zip(table["index"], table["prediction"], strict=True))
-    store.add(
-        {index: Prediction(text, None, None) for index, text in texts.items()},
-        time.perf_counter() - start,
-    )
+    remove(work)
+    work.mkdir()
+    name = dataset.dataset_name
+    missing = ~dataset.data["index"].astype(str).isin(list(store.predictions))
+    rows = copy.copy(dataset)
+    rows.data = dataset.data[missing].copy()  # the loop changes the table that it gets
+    to_come = iter([str(index) for index in rows.data["index"]])
+    start, generate = time.perf_counter(), model.generate
+
+    def keeping(*args: Any, **kwargs: Any) -> str:
+        nonlocal start
+        index = next(to_come)  # the loop asks in the order of the table
+        with _seeded(model.model.device, derive_seed(seed, name, index)):
+            text = generate(*args, **kwargs)
+        now = time.perf_counter()
+        store.add({index: Prediction(text, None, None)}, now - start)
+        start = now
+        return text
+
+    model.generate = keeping
+    try:
+        infer_data_job(model, work_dir=str(work), model_name="reference", dataset=rows)
+    finally:
+        del model.generate
+    assert next(to_come, None) is None
 
 
 @contextlib.contextmanager

@@ -35,10 +35,14 @@ def score_predictions(
 
     The record: `kind` (none, exact_matching, openai or demo: who read the answers), `model`,
     `prompt` (VLMEvalKit's version and a digest of its prompts), `answers` (rows that `kind` read),
-    `unparsed` (rows in which nobody read a choice, or yes or no: they count as wrong) with its
-    share of all rows, `ungraded` and `judge`, the name in vlmeval's files.
+    `unparsed` (rows in which a choice, or yes or no, had to be read and nobody found one: they count
+    as wrong) with its share of all rows, `ungraded` and `judge`, the name in vlmeval's files.
+    `unparsed` is None where there is nothing of the kind to read: rules of a benchmark's own, and
+    MIA-Bench, whose rows all have a grade, since one without is an error. The rows of a question of
+    MMBench that a wrong rotation decides do not have to be read.
 
-    Raises InputError above the budget, before any call, and for rows that stayed ungraded.
+    Raises InputError if the estimate is above the budget, before any call, and for rows that stayed
+    ungraded.
     """
     table = folder / _PREDICTIONS
     for path in folder.iterdir():
@@ -51,10 +55,10 @@ def score_predictions(
         dataset.evaluate(str(table), model=EXACT, nproc=1)
         rows = len(dataset.data)
         if not benchmark.exact_matching:
-            return _record("none", EXACT, 0, 0, rows)
-        from interlace.evaluation.judging import unparsed
+            return _record("none", EXACT, 0, None, rows)
+        from interlace.evaluation.judging import questions
 
-        return _record(EXACT, EXACT, rows, unparsed(benchmark, table, (), {}), rows)
+        return _record(EXACT, EXACT, rows, len(questions(benchmark, dataset, table, EXACT)), rows)
 
 
 def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> dict[str, Any]:
@@ -85,28 +89,52 @@ def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> 
     # What failed is told below, with the rows it concerns.
     with judged_by(judge), contextlib.suppress(CallFailed):
         dataset.evaluate(str(table), model=JUDGE, nproc=grader.parallel)
+    if judge.calls and grader.hosted:
+        spent = "" if grader.price is None else f", about {grader.account.spent:.2f} in this job"
+        print(f"{benchmark.dataset}: {judge.calls} calls were asked{spent}", flush=True)
     rows = len(dataset.data)
     if bad := judge.ungraded(asked):
-        shown = ", ".join(index for index, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
-        raise InputError(
-            f"{benchmark.dataset}: {len(bad)} of {rows} rows were not graded by {grader.model} at "
-            f"{grader.base_url} (index {shown}): {bad[0][1]}; mend the grader and run again: the "
-            "grades that could be read are kept"
-        )
+        raise InputError(_refusal(benchmark, grader, bad, rows, judge.ended))
     answers = sum(question.key in judge.replies for question in asked)
-    missed = 0 if benchmark.needs_grader else unparsed(benchmark, table, asked, judge.replies)
+    missed = None if benchmark.needs_grader else unparsed(asked, judge.replies)
     record = _record(grader.kind, JUDGE, answers, missed, rows)
     return {**record, "model": grader.model, "prompt": prompt_version(benchmark)}
 
 
-def _record(kind: str, judge: str, answers: int, missed: int, rows: int) -> dict[str, Any]:
+def _refusal(
+    benchmark: Benchmark, grader: Grader, bad: list[tuple[str, str]], rows: int, ended: str | None
+) -> str:
+    """Return what to tell of the rows in `bad` (index, reason); print all of them, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for index, reason in bad:
+        by_reason.setdefault(reason, []).append(index)
+    for reason, indices in by_reason.items():
+        print(f"{benchmark.dataset}: not graded: index {', '.join(indices)}: {reason}", flush=True)
+    shown = ", ".join(index for index, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
+    reason = bad[0][1]
+    if ended is not None and ended != reason:
+        reason += f"; others: {ended}"
+    without = (
+        f"leave {benchmark.name} out of evaluation.benchmarks"
+        if benchmark.needs_grader
+        else "set evaluation.grader.extract to false"
+    )
+    return (
+        f"{benchmark.dataset}: {len(bad)} of {rows} rows were not graded by {grader.model} at "
+        f"{grader.base_url} (index {shown}): {reason}; mend the grader and run again: the grades "
+        "that could be read are kept; if it refuses these rows every time, give another "
+        f"evaluation.grader.model for all results, or {without}"
+    )
+
+
+def _record(kind: str, judge: str, answers: int, missed: int | None, rows: int) -> dict[str, Any]:
     return {
         "kind": kind,
         "model": None,
         "prompt": None,
         "answers": answers,
         "unparsed": missed,
-        "unparsed_share": missed / rows,
+        "unparsed_share": None if missed is None else missed / rows,
         "ungraded": 0,
         "judge": judge,
     }

@@ -24,7 +24,9 @@ class BatchState:
         """Prefill the rows' prompts.
 
         Where several rows open with the same image, as the rotations of a choice question and the
-        questions of POPE do, what comes before their text is prefilled once, and copied.
+        questions of POPE do, what comes before their text is prefilled once, and copied. Rows that
+        have tokens already are prefilled in those two steps as well: a model may say an image
+        token, which is no place for the pixels of the first step.
         """
         self.model, self.cache = model, DynamicCache(config=model.config)
         whole = self._to_device(collate([inputs for _, inputs in batch], pad))
@@ -106,15 +108,16 @@ def _shared_openings(
 ) -> tuple[list[Inputs], torch.Tensor] | None:
     """Return the batch's different openings and, for each row, which is its own; None if too many.
 
-    An opening reaches to the last image token. Two rows share one if they have the same images
-    (`Row.images`) and the same tokens up to there.
+    An opening reaches to the last image token of the prompt. Two rows share one if they have the
+    same images (`Row.images`) and the same tokens up to there. Not too many: where a row has
+    tokens of its own, whose opening then ends before them.
     """
     found: dict[tuple, int] = {}
     firsts, owners = [], []
     for position, (row, inputs) in enumerate(batch):
         kinds = inputs.get("mm_token_type_ids")
         if kinds is None or row.images is None or not kinds.any():
-            key, end = (position,), inputs["input_ids"].shape[1] - 1
+            key, end = (position,), row.length if row.tokens else inputs["input_ids"].shape[1] - 1
         else:
             end = int(kinds[0].nonzero()[-1]) + 1
             if end == kinds.shape[1]:  # nothing after the image to go on from
@@ -124,6 +127,7 @@ def _shared_openings(
             found[key] = len(firsts)
             firsts.append({k: v if k in PER_IMAGE else v[:, :end] for k, v in inputs.items()})
         owners.append(found[key])
-    if len(batch) - len(firsts) < _SHARED_SHARE * len(batch):
+    resumes = any(row.tokens for row, _ in batch)
+    if not resumes and len(batch) - len(firsts) < _SHARED_SHARE * len(batch):
         return None
     return firsts, torch.tensor(owners)

@@ -1,6 +1,6 @@
 """The scores on a model card: those of this very checkpoint, beside the dense model's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from interlace.io import read_json
@@ -54,34 +54,54 @@ def _mode(mode: str, found: dict[str, Score], dense: dict[str, Score]) -> list[s
     rows = []
     for name in order:
         score = found[name]
-        mark = PARTIAL if score.partial else ""
         interval = f" [{score.low:.1f}, {score.high:.1f}]" if score.low is not None else ""
         count = MISSING if score.num_samples is None else f"{score.num_samples:,}"
         rows.append(
-            f"| {name} | {score.value:.2f}{mark}{interval} | {number(theirs.get(name), 2)} | {count} |"
+            f"| {name} | {_marked(score.value, [score])}{interval} "
+            f"| {_marked(theirs.get(name), [dense[name]] if name in dense else [])} | {count} |"
         )
-    mean = average(ours, order).value
+    mean = _marked(average(ours, order).value, found.values())
+    beside = [dense[name] for name in order if name in dense]
     dense_mean = average(theirs, order)
-    shared = number(dense_mean.value, 2) if dense_mean.complete else MISSING
+    shared = _marked(dense_mean.value, beside) if dense_mean.complete else MISSING
     lines = [
         f"**{MODE_NAMES[mode]}**{limit}",
         "",
         "| benchmark | score | dense | questions |",
         "|---|---|---|---|",
         *rows,
-        f"| mean of {len(order)} | {number(mean, 2)} | {shared} | |",
+        f"| mean of {len(order)} | {mean} | {shared} | |",
     ]
-    kept = relative_performance(ours, theirs, order)
-    if kept.value is not None:
+    unlike = [n for n in order if n in dense and not found[n].asked_like(dense[n])]
+    if unlike:
         lines += [
             "",
-            f"{kept.value:.1f} % of the dense model's mean, over {kept.count} benchmark(s).",
+            "No share of the dense model's mean: the two were not asked the same questions of "
+            f"{', '.join(unlike)}.",
+        ]
+        return lines
+    kept = relative_performance(ours, theirs, order)
+    if kept.value is not None:
+        partly = any(score.partial for score in beside)
+        lines += [
+            "",
+            f"{kept.value:.1f} %{PARTIAL if partly else ''} of the dense model's mean, over "
+            f"{kept.count} benchmark(s){', in part' if partly else ''}.",
         ]
     return lines
 
 
+def _marked(value: float | None, scores: Iterable[Score]) -> str:
+    """Return a number, with a dagger where one of the `scores` it comes from is partial."""
+    mark = PARTIAL if value is not None and any(score.partial for score in scores) else ""
+    return number(value, 2) + mark
+
+
 def _remarks(results: Results, model: str, variant: str) -> list[str]:
-    scores = [s for mode in MODES for s in results.values(model, variant, mode).values()]
+    scores = []
+    for mode in MODES:
+        found, dense = (results.values(model, name, mode) for name in (variant, "dense"))
+        scores += [*found.values(), *(dense[name] for name in found if name in dense)]
     remarks = []
     if any(score.partial for score in scores):
         remarks.append(f"{PARTIAL} measured on a part of the benchmark's questions.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
+from interlace.reporting.resamples import unlike_questions
 from interlace.reporting.results import Results, Score
 
 
@@ -12,11 +13,13 @@ def check_alike(results: Results) -> None:
     """Raise InputError for results of one model and benchmark that differ in how they were made.
 
     Every setting of `generation` has to be the same, `max_new_tokens` within a mode, and over all
-    models what graded a benchmark: its kind, model and prompt. The message names both files and the
-    key. What a result does not record is not compared.
+    models what graded a benchmark: its kind, model and prompt. Results that are not partial must be
+    of the same TSV and as many rows. The message names both files and the key. What a result does
+    not record is not compared.
     """
     generations: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
     graders: dict[str, tuple[Score, Mapping[str, Any]]] = {}
+    asked: dict[tuple[str, str, str], tuple[Score, Any]] = {}
     for model, mode, benchmark, score in _scores(results):
         settings = dict(score.generation)
         limit = {"max_new_tokens": settings.pop("max_new_tokens", None)}
@@ -27,6 +30,15 @@ def check_alike(results: Results) -> None:
         if score.grader_kind is not None:
             grader = {"kind": score.grader_kind, "model": score.grader, "prompt": score.prompt}
             _compare("grader", (score, grader), graders, benchmark)
+        if not score.partial:
+            for what, found in (("tsv.md5", score.tsv), ("num_samples", score.num_samples)):
+                if found is None:
+                    continue
+                other, theirs = asked.setdefault((model, benchmark, what), (score, found))
+                if found != theirs:
+                    raise unlike_questions(
+                        _file(other), _file(score), f"{what} is {theirs} and {found}"
+                    )
 
 
 def _scores(results: Results) -> Iterator[tuple[str, str, str, Score]]:

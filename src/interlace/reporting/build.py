@@ -62,7 +62,8 @@ def build_significance(
 
     results = load_results(evaluation_files)
     comparisons = compare(tables, results, load_paper(), models, experiments, seed)
-    write_significance(comparisons, results.standin_reasons(standin), seed, stem)
+    remarks = over_seeds(results).remarks
+    write_significance(comparisons, results.standin_reasons(standin), seed, stem, remarks)
 
 
 def build_audit(stem: Path) -> None:

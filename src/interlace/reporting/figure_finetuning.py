@@ -47,12 +47,10 @@ def changes_of_paper(paper: Paper, mode: str) -> dict[str, float]:
 
 
 def changes_of_results(results: Results, model: str, mode: str) -> dict[str, float]:
-    """Return our relative change (percent) by benchmark."""
-    before, after = (
-        {n: score.value for n, score in results.values(model, variant, mode).items()}
-        for variant in ("dense", "dense-ft")
-    )
-    return relative_change(before, after)
+    """Return our relative change (percent) by benchmark, where both were asked the same."""
+    dense, tuned = (results.values(model, variant, mode) for variant in ("dense", "dense-ft"))
+    before = {n: s.value for n, s in dense.items() if n in tuned and s.asked_like(tuned[n])}
+    return relative_change(before, {n: score.value for n, score in tuned.items()})
 
 
 @styled

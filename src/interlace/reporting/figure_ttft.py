@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter
 
 from interlace.reporting.figures import (
     BLUE,
@@ -30,7 +31,7 @@ from interlace.reporting.results import Results
 from interlace.reporting.timings import Timing
 
 PARTS = {
-    "preprocessing": ("preprocessing (before t = 0)", SKY),
+    "preprocessing": ("preprocessing (before t = 0, below)", SKY),
     "vision": ("vision tower", ORANGE),
     "projector": ("projector", VERMILION),
     "decoder": ("decoder", BLUE),
@@ -139,11 +140,12 @@ def draw_breakdown(
 ) -> Figure:
     """Draw mean times by benchmark as bars of what they are spent on, dense beside pruned.
 
-    Preprocessing, on the CPU and before TTFT begins, is at the bottom. Pruned is the largest ratio
-    of `method` that was timed; a panel per model.
+    In percent of Dense's TTFT, which differs a hundredfold between benchmarks; milliseconds stand
+    above the bars. Preprocessing, on the CPU and before TTFT begins, lies below zero. Pruned is the
+    largest ratio of `method` that was timed; a panel per model.
     """
     chosen = largest(results, models, method)
-    figure, panels = model_panels(len(chosen))
+    figure, panels = model_panels(len(chosen), height=2.5)
     if not chosen:
         placeholder(panels[0], "no TTFT measured")
     names = [n for n in paper.names if any(n in t for t in results.timings.values())]
@@ -154,8 +156,12 @@ def draw_breakdown(
             if name in timings:
                 seen |= _bars(axes, k - 0.19, timings[name], "dense")
                 seen |= _bars(axes, k + 0.19, timings[name], "pruned")
+        axes.axhline(0, color=INK, linewidth=0.6)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -_BELOW), high + 0.28 * (high - max(low, -_BELOW)))
         axes.set_title(pair_title(model, variant, models))
-        axes.set_ylabel("Mean time (ms)")
+        axes.set_ylabel("% of Dense's TTFT (above: ms)")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
         axes.grid(axis="y")
         _benchmark_axis(axes, names)
     handles = [
@@ -194,23 +200,52 @@ def pair_title(model: str, variant: Variant, models: Mapping[str, Any]) -> str:
 
 
 def _bars(axes: Axes, x: float, timing: Timing, side: str) -> set[str]:
-    """Stack one bar in milliseconds; return which of `PARTS` are in it."""
+    """Stack one bar in percent of Dense's TTFT, its milliseconds above; return its `PARTS`."""
     times: Mapping[str, float | None] = getattr(timing, side)
     known = {part: times.get(part) for part in PARTS if part not in ("preprocessing", "rest")}
-    parts = {"preprocessing": timing.preprocessing, **known}
-    total = times["total"] or 0.0
-    rest = total - sum(seconds or 0.0 for seconds in known.values())
+    total, whole = times["total"], timing.dense["total"]
+    assert total  # as read from their file
+    assert whole
+    parts = {part: seconds for part, seconds in known.items() if seconds and seconds > 0}
+    rest = total - sum(parts.values())
     if rest > 0.005 * total:
         parts["rest"] = rest
     style: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.4}
     if side == "pruned":
         style["hatch"] = "////"
     bottom = 0.0
-    shown = {part: seconds for part, seconds in parts.items() if seconds}
-    for part, seconds in shown.items():
-        axes.bar(x, 1000 * seconds, 0.34, bottom, color=PARTS[part][1], **style)
-        bottom += 1000 * seconds
-    return set(shown)
+    for part, seconds in parts.items():
+        share = 100 * seconds / whole
+        axes.bar(x, share, 0.34, bottom, color=PARTS[part][1], **style)
+        bottom += share
+    _write_time(axes, x, bottom, total)
+    if not timing.preprocessing:
+        return set(parts)
+    below = 100 * timing.preprocessing / whole
+    axes.bar(x, below, 0.34, -below, color=PARTS["preprocessing"][1], **style)
+    if below > _BELOW and side == "dense":
+        text = f"{1000 * timing.preprocessing:.3g} ms"
+        axes.text(x, -0.97 * _BELOW, text, rotation=90, **_SMALL, va="bottom")
+    return {*parts, "preprocessing"}
+
+
+_BELOW = 100.0
+"""Percent of Dense's TTFT: a longer preprocessing is cut off there, and written on the bar."""
+_SMALL: dict[str, Any] = {"ha": "center", "fontsize": 5.5, "color": INK}
+
+
+def _write_time(axes: Axes, x: float, height: float, seconds: float) -> None:
+    milliseconds = 1000 * seconds
+    text = f"{milliseconds:.0f}" if milliseconds >= 99.5 else f"{milliseconds:.3g}"
+    axes.annotate(
+        text,
+        (x, height),
+        xytext=(0, 2),
+        textcoords="offset points",
+        rotation=90,
+        va="bottom",
+        **_SMALL,
+    )
 
 
 def _benchmark_axis(axes: Axes, names: Sequence[str]) -> None:

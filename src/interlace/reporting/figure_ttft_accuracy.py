@@ -1,5 +1,6 @@
 """What a speed-up costs: accuracy against TTFT, a point per variant of one model."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from interlace.reporting.labels import Variant, parse_variant
 from interlace.reporting.notes import MODE_LABELS
 from interlace.reporting.paper import Paper
 from interlace.reporting.resamples import Resampler
-from interlace.reporting.results import MODES, Results
+from interlace.reporting.results import Results
 from interlace.reporting.seeds import over_seeds
 from interlace.reporting.timings import Timing, mean_interval
 
@@ -35,59 +36,109 @@ DENSE = Variant("dense", None, False)
 
 @dataclass(frozen=True)
 class Point:
-    """A variant: its mean TTFT speed-up and mean score (0-100), with 95 % intervals if known."""
+    """A variant: its mean TTFT speed-up and mean score (0-100), with 95 % intervals if known.
+
+    `partial`: a score is of part of a benchmark.
+    """
 
     variant: Variant
     speedup: float
     score: float
     speedup_interval: tuple[float, float] | None
     score_interval: tuple[float, float] | None
-    count: int
+    partial: bool
 
 
-def accuracy_mode(results: Results, model: str) -> str | None:
-    """Return the mode to draw: the one with most of the model's timed variants, limited if alike."""
-    counts = {
-        mode: len({v for m, v, found in results.scores if (m, found) == (model, mode)})
-        for mode in ("limited", *MODES)
-    }
-    best = max(counts, key=lambda mode: counts[mode])
-    return best if counts[best] else None
+@dataclass(frozen=True)
+class Panel:
+    """What is drawn of a mode: points, the benchmarks that all of them are means over, remarks."""
+
+    mode: str
+    points: list[Point]
+    names: list[str]
+    remarks: list[str]
 
 
-def points(results: Results, model: str, mode: str, paper: Paper, seed: int = 0) -> list[Point]:
+def panels_of(results: Results, model: str, paper: Paper, seed: int = 0) -> list[Panel]:
+    """Return a panel for each mode, limited first, that a timed variant was scored in."""
+    found = [_panel(results, model, mode, paper, seed) for mode in ("limited", "cot")]
+    return [panel for panel in found if any(p.variant != DENSE for p in panel.points)]
+
+
+def _panel(results: Results, model: str, mode: str, paper: Paper, seed: int) -> Panel:
     """Return the model's variants that were scored in `mode` and timed; Dense needs no timing.
 
-    Both means run over the benchmarks that a variant has both of; seeds are averaged. Fine-tuning
-    changes no shape, so a variant may be timed in either form.
+    All means run over the same benchmarks; seeds are averaged. Fine-tuning changes no shape, so a
+    variant may be timed in either form.
     """
     merged, resampler = over_seeds(results), Resampler(seed)
-    found = []
-    for (key, name, scored), scores in merged.scores.items():
-        if (key, scored) != (model, mode):
-            continue
-        variant = parse_variant(name)
-        timings = _timings(results, model, variant)
-        names = [n for n in paper.names if n in scores and (variant == DENSE or n in timings)]
-        if not names:
-            continue
-        resampled = [resampler.of_score(scores[name], name) for name in names]
+    scores = {
+        parse_variant(name): found
+        for (key, name, scored), found in merged.scores.items()
+        if (key, scored) == (model, mode)
+    }
+    timings = {variant: _timings(results, model, variant) for variant in scores}
+    both = {
+        variant: {n for n in found if variant == DENSE or n in timings[variant]}
+        for variant, found in scores.items()
+    }
+    chosen, shared = _common({variant: names for variant, names in both.items() if names})
+    names = [name for name in paper.names if name in shared]
+    points = []
+    for variant in sorted(chosen, key=lambda v: (v.order[0], v.id)):
+        own = {name: scores[variant][name] for name in names}
+        resampled = [resampler.of_score(score, name) for name, score in own.items()]
         drawn = [each.scores for each in resampled if each is not None]
-        whole = len(drawn) == len(names)
-        shared = {name: timings[name] for name in names if name in timings}
-        dense = variant == DENSE
-        speedup = 1.0 if dense else float(np.mean([shared[n].speedup for n in names]))
-        found.append(
+        timed = {name: timings[variant][name] for name in names if variant != DENSE}
+        points.append(
             Point(
                 variant,
-                speedup,
-                float(np.mean([scores[name].value for name in names])),
-                None if dense else mean_interval(shared, seed),
-                tuple(interval(np.mean(drawn, axis=0))) if whole else None,
-                len(names),
+                float(np.mean([t.speedup for t in timed.values()])) if timed else 1.0,
+                float(np.mean([score.value for score in own.values()])),
+                mean_interval(timed, seed),
+                _interval(np.mean(drawn, axis=0)) if len(drawn) == len(names) else None,
+                any(score.partial for score in own.values()),
             )
         )
-    return sorted(found, key=lambda point: (point.variant.order[0], point.variant.id))
+    others = set().union(*both.values()) - shared if chosen else set()
+    remarks = _remarks(
+        [variant for variant, found in both.items() if found and variant not in chosen],
+        [name for name in paper.names if name in others],
+        any(point.partial for point in points),
+    )
+    return Panel(mode, points, names, remarks)
+
+
+def _common(both: Mapping[Variant, set[str]]) -> tuple[list[Variant], set[str]]:
+    """Return variants that share benchmarks, and those.
+
+    From the variant with most benchmarks on, as long as at least half of those are shared by all.
+    """
+    order = sorted(both, key=lambda v: (-len(both[v]), v != DENSE, v.order, v.id))
+    chosen: list[Variant] = []
+    shared: set[str] = set()
+    for variant in order:
+        left = both[variant] & shared if chosen else both[variant]
+        if 2 * len(left) >= len(both[order[0]]):
+            chosen.append(variant)
+            shared = left
+    return chosen, shared
+
+
+def _interval(values: np.ndarray) -> tuple[float, float] | None:
+    low, high = interval(values)
+    return (low, high) if np.isfinite([low, high]).all() else None
+
+
+def _remarks(variants: Sequence[Variant], names: Sequence[str], partial: bool) -> list[str]:
+    remarks = []
+    if partial:
+        remarks.append("† from part of a benchmark (evaluation.limit)")
+    if variants:
+        remarks.append(f"left out, on too few benchmarks: {', '.join(map(name, variants))}")
+    if names:
+        remarks.append(f"benchmarks that not all have: {', '.join(names)}")
+    return remarks
 
 
 def _timings(results: Results, model: str, variant: Variant) -> Mapping[str, Timing]:
@@ -105,27 +156,32 @@ def draw_accuracy(
     *,
     seed: int = 0,
 ) -> Figure:
-    """Draw mean score against mean TTFT speed-up for all methods of `model`, each with its name."""
-    figure, axes = plt.subplots(figsize=(WIDE, 3.9), layout="constrained")
-    mode = accuracy_mode(results, model)
-    found = points(results, model, mode, paper, seed) if mode else []
-    if not found:
-        placeholder(axes, "no variant was both scored and timed")
+    """Draw mean score against mean TTFT speed-up for all methods of `model`, each with its name.
+
+    A panel per mode.
+    """
+    shown = panels_of(results, model, paper, seed)
+    count = max(1, len(shown))
+    figure, grid = plt.subplots(
+        count, 1, figsize=(WIDE, 0.6 + 3.3 * count), squeeze=False, layout="constrained"
+    )
+    if not shown:
+        placeholder(grid[0, 0], "no variant was both scored and timed")
         mark_standin(figure, standin)
         return figure
-    methods = list(dict.fromkeys(point.variant.method for point in found))
-    for point in found:
-        i = methods.index(point.variant.method)
-        colour, marker = SERIES[i % len(SERIES)], MARKERS[(i // len(SERIES) + i) % len(MARKERS)]
-        _draw(axes, point, colour, marker)
-    axes.axvline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-    axes.set_xlabel("Mean TTFT speed-up (×)")
-    axes.set_ylabel("Mean score (0-100)")
-    axes.grid()
-    axes.margins(0.12)
-    counts = sorted({point.count for point in found})
-    benchmarks = "-".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
-    axes.set_title(f"{label}: accuracy against speed, {MODE_LABELS[mode]}, {benchmarks} benchmarks")
+    methods = list(dict.fromkeys(p.variant.method for panel in shown for p in panel.points))
+    for axes, panel in zip(grid[:, 0], shown, strict=True):
+        for point in panel.points:
+            i = methods.index(point.variant.method)
+            _draw(axes, point, SERIES[i % len(SERIES)], MARKERS[(i // 6 + i) % len(MARKERS)])
+        axes.axvline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.set_xlabel("\n".join(["Mean TTFT speed-up (×)", *map(_wrapped, panel.remarks)]))
+        axes.set_ylabel("Mean score (0-100)")
+        axes.grid()
+        axes.margins(0.12)
+        plural = "benchmark" if len(panel.names) == 1 else "benchmarks"
+        title = f"{label}: accuracy against speed, {MODE_LABELS[panel.mode]}"
+        axes.set_title(f"{title}, {len(panel.names)} {plural}")
     style = {"marker": "o", "linestyle": "", "color": INK}
     handles = [
         Line2D([], [], label="fine-tuned", **style),
@@ -135,8 +191,13 @@ def draw_accuracy(
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     mark_standin(figure, standin)
     figure.draw_without_rendering()
-    _write_labels(figure, axes, found)
+    for axes, panel in zip(grid[:, 0], shown, strict=True):
+        _write_labels(figure, axes, panel.points)
     return figure
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100)
 
 
 def _draw(axes: Axes, point: Point, colour: str, marker: str) -> None:
@@ -176,7 +237,7 @@ def _write_labels(figure: Figure, axes: Axes, found: Sequence[Point]) -> None:
         best = None
         for h, v, distance in _PLACES:
             text = axes.annotate(
-                name(point.variant),
+                name(point.variant) + "†" * point.partial,
                 (point.speedup, point.score),
                 xytext=(h * distance * 0.7, v * distance * 0.7),
                 textcoords="offset points",

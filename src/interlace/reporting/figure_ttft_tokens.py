@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from interlace.errors import InputError
 from interlace.reporting.figure_ttft import largest, model_panels, pair_title
 from interlace.reporting.figures import BLUE, INK, ORANGE, mark_standin, placeholder, styled
 from interlace.reporting.paper import Paper
@@ -31,7 +32,8 @@ def draw_tokens(
 
     Samples of all benchmarks of the paper together; pruned is the largest ratio of `method` that
     was timed; a panel per model. Texts differ in length, and so do rooflines at a number of visual
-    tokens: the line is the lowest of all samples with as many or more.
+    tokens: the line is the lowest of all samples with as many or more. InputError names a file whose
+    samples have no number of tokens.
     """
     chosen = largest(results, models, method)
     figure, panels = model_panels(len(chosen), height=2.5)
@@ -62,6 +64,13 @@ def _panel(axes: Axes, timings: Sequence[Timing]) -> bool:
     if not samples:
         placeholder(axes, "no samples in the files")
         return False
+    for timing in timings:
+        for number, sample in enumerate(timing.samples):
+            if sample.get("visual_tokens") is None:
+                raise InputError(
+                    f"{timing.file}: samples[{number}] has no visual_tokens; delete the file and run "
+                    "its stage again"
+                )
     bounded = False
     tokens = np.array([sample["visual_tokens"] for sample in samples])
     if (tokens == 0).any():

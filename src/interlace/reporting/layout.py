@@ -11,6 +11,7 @@ class Cell:
 
     `low`, `high`: 95 % interval. `partial`: scored on part of a benchmark. `coverage`: (n, m) where
     an average runs over n of m benchmarks and n < m. `spread`: over seeds, where ours is their mean.
+    `defined`: the share (0-1) of resamples that have a value, where it is too small for an interval.
     """
 
     ours: float | None = None
@@ -20,6 +21,7 @@ class Cell:
     partial: bool = False
     coverage: tuple[int, int] | None = None
     spread: Spread | None = None
+    defined: float | None = None
 
     @property
     def difference(self) -> float | None:

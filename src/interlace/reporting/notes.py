@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from interlace.evaluation.intervals import RESAMPLES
+from interlace.evaluation.intervals import DEFINED, FEWEST_QUESTIONS, RESAMPLES
 from interlace.reporting.labels import model_label, parse_variant
 from interlace.reporting.layout import Table
 from interlace.reporting.paper import load_paper
@@ -77,7 +77,8 @@ def interval_notes(table: Table, seed: int, measured: Collection[str] = ()) -> l
     columns = [column for column in table.columns if column.key not in measured]
     cells = [table.cell(row, column) for row in table.rows for column in columns]
     ours = [cell for cell in cells if cell.ours is not None]
-    lacking = sum(cell.low is None for cell in ours)
+    undefined = [cell.defined for cell in ours if cell.defined is not None]
+    lacking = sum(cell.low is None for cell in ours) - len(undefined)
     if not ours:
         return []
     if table.number == 4:
@@ -86,15 +87,37 @@ def interval_notes(table: Table, seed: int, measured: Collection[str] = ()) -> l
         text = f"{place}: 95 % intervals of the speed-ups, bootstrap over the timed samples."
         return [text] if shown else []
     notes = []
-    if lacking < len(ours):
+    if lacking + len(undefined) < len(ours):
         place = "Brackets" if table.intervals else "In the CSV"
         notes.append(f"{place}: 95 % intervals; {resampling(seed)}.")
     if lacking:
         notes.append(
             f"No interval: {lacking} of {len(ours)} numbers, whose results have no outcomes of single "
-            "samples beside them (.parquet) or compare different questions."
+            "samples beside them (.parquet)."
+        )
+    if undefined:
+        notes.append(
+            f"No interval: {len(undefined)} of {len(ours)} numbers, which exist in fewer than "
+            f"{100 * DEFINED:.0f} % of the resamples ({_percent(min(undefined))} at the least): what "
+            "they are relative to scores 0 in the others."
         )
     return notes + seed_notes(table)
+
+
+def few_notes(results: Results) -> list[str]:
+    """Say on how many benchmarks intervals rest on too few questions."""
+    few = {
+        name
+        for scores in results.scores.values()
+        for name, score in scores.items()
+        if score.low is not None or score.outcomes
+        if score.num_samples is not None and score.num_samples < FEWEST_QUESTIONS
+    }
+    if not few:
+        return []
+    return [
+        f"Intervals are too narrow with fewer than {FEWEST_QUESTIONS} samples: {len(few)} benchmark(s)."
+    ]
 
 
 def seed_notes(table: Table) -> list[str]:
@@ -166,7 +189,10 @@ def cell_notes(table: Table) -> list[str]:
     if any(cell.paper is not None for cell in cells):
         notes.append("Differences are ours − the paper's, taken before rounding.")
     if any(cell.partial for cell in cells):
-        notes.append("† from part of a benchmark (evaluation.limit).")
+        notes.append(
+            "† from part of a benchmark (evaluation.limit); a ratio is over the questions that both "
+            "sides answered."
+        )
     if any(cell.coverage for cell in cells):
         notes.append(
             "[n/m] averages n of the m benchmarks of the paper's average; not compared with it."

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def _csv_note(table: Table, cell: Cell) -> str:
         parts.append("part of a benchmark")
     if cell.coverage:
         parts.append(f"{cell.coverage[0]} of {cell.coverage[1]} benchmarks")
+    if cell.defined is not None:
+        parts.append(f"no interval: defined in {100 * cell.defined:.1f} % of the resamples")
     return "; ".join(parts)
 
 
@@ -170,8 +173,13 @@ ul { font-size: .84rem; color: #424a53; padding-left: 1.1rem; }
 """
 
 
+# Control characters, and those that turn the direction of what follows.
+_UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
 def html_page(title: str, reasons: Sequence[str], body: str, remarks: Sequence[str]) -> str:
     """Return a self-contained page: a title (marked if stand-in), `body`, then `remarks`."""
+    title = _UNPRINTED.sub("", title)
     mark = f' <span class="standin">{standin.WORD}</span>' if reasons else ""
     items = "".join(f"<li>{html.escape(remark)}</li>\n" for remark in remarks)
     return (

@@ -11,6 +11,8 @@ from interlace.reporting.paper import load_paper
 from interlace.reporting.timings import Timing, get_key, get_number, read_timing
 
 MODES = ("cot", "limited")
+_HIGHEST = 100 + 1e-6
+"""Scores are at most 100, but for the last bit of a sum."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Score:
     `generation`: the settings it was generated with. `unparsed`, `empty`, `cut`: shares (0-1) of
     answers that could not be read, were empty, or ended at the limit on new tokens; None if not
     recorded. `files`: the results it was read from, and `outcomes` the Parquet files beside them,
-    none if one lacks its own. `by_seed`: where it is a mean over seeds, the score of each (the
+    none if one lacks its own. `tsv`: md5 of the benchmark's file. `by_seed`: where it is a mean over seeds, the score of each (the
     run's own seed is None).
     """
 
@@ -42,15 +44,26 @@ class Score:
     cut: float | None = None
     files: tuple[Path, ...] = ()
     outcomes: tuple[Path, ...] = ()
+    tsv: str | None = None
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
+
+    def asked_like(self, other: "Score") -> bool:
+        """Whether both are of the same questions, as far as TSV, number of rows and limit tell."""
+        known = ((self.tsv, other.tsv), (self.num_samples, other.num_samples))
+        alike = all(a == b for a, b in known if a is not None and b is not None)
+        return alike and self.partial == other.partial
 
 
 @dataclass
 class Results:
-    """Scores by (model, variant, mode) and timings by (model, variant), each by benchmark."""
+    """Scores by (model, variant, mode) and timings by (model, variant), each by benchmark.
+
+    `remarks`: what has to be said below whatever is made of them (`seeds.over_seeds`).
+    """
 
     scores: dict[tuple[str, str, str], dict[str, Score]] = field(default_factory=dict)
     timings: dict[tuple[str, str], dict[str, Timing]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def models(self) -> set[str]:
@@ -125,7 +138,10 @@ def load_results(files: Iterable[Path]) -> Results:
 
 
 def _score(body: dict[str, Any], file: Path) -> Score:
-    low, high = body.get("interval") or (None, None)
+    value = get_number(body, "score", file)
+    if not 0 <= value <= _HIGHEST:
+        raise InputError(f"{file}: score is {value:.6g}, not within 0 and 100; evaluate again")
+    low, high = _interval(body.get("interval"), file)
     grader = body.get("grader") or {}
     generation = body.get("generation") or {}
     rows, empty, finished = (
@@ -133,7 +149,7 @@ def _score(body: dict[str, Any], file: Path) -> Score:
     )
     outcomes = file.with_suffix(".parquet")
     return Score(
-        value=get_number(body, "score", file),
+        value=value,
         low=low,
         high=high,
         num_samples=rows,
@@ -150,4 +166,19 @@ def _score(body: dict[str, Any], file: Path) -> Score:
         cut=None if finished is None else 1 - finished,
         files=(file,),
         outcomes=(outcomes,) if outcomes.exists() else (),
+        tsv=(body.get("tsv") or {}).get("md5"),
+    )
+
+
+def _interval(ends: Any, file: Path) -> tuple[float | None, float | None]:
+    """Return an interval's two ends, (None, None) where a result has none."""
+    if ends is None:
+        return None, None
+    if isinstance(ends, list) and len(ends) == 2:
+        numbers = [e for e in ends if isinstance(e, int | float) and not isinstance(e, bool)]
+        if len(numbers) == 2 and 0 <= numbers[0] <= numbers[1] <= _HIGHEST:
+            return float(numbers[0]), float(numbers[1])
+    raise InputError(
+        f"{file}: interval is {ends!r}, not two numbers within 0 and 100, the lower first; "
+        "evaluate again"
     )

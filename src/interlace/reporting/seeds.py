@@ -1,6 +1,7 @@
 """A variant's seeds taken together: the mean of its scores, and how far they spread."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -30,7 +31,10 @@ def spread(by_seed: Mapping[int | None, float]) -> Spread | None:
 def over_seeds(results: Results) -> Results:
     """Return `results` with the scores of `<variant>-s<seed>` averaged into those of `<variant>`.
 
-    Timings stay as they are: a seed changes no shape, and TTFT is measured for the run's own only.
+    A variant's benchmarks are averaged over the same seeds: those that all of its benchmarks have;
+    where there is none such, the one that the most have. What is left out, and variants without the
+    run's own seed, are told in `remarks`. Timings stay as they are: a seed changes no shape, and TTFT
+    is measured for the run's own only.
     """
     groups: dict[tuple[str, str, str], dict[str, dict[int | None, Score]]] = {}
     for (model, name, mode), scores in results.scores.items():
@@ -38,11 +42,36 @@ def over_seeds(results: Results) -> Results:
         key = (model, replace(variant, seed=None).id if variant.seed is not None else name, mode)
         for benchmark, score in scores.items():
             groups.setdefault(key, {}).setdefault(benchmark, {})[variant.seed] = score
-    merged = {
-        key: {benchmark: _mean(scores) for benchmark, scores in found.items()}
-        for key, found in groups.items()
-    }
-    return Results(merged, results.timings)
+    merged, left_out, without_own = {}, [], []
+    for key, found in groups.items():
+        seeds = _seeds(found)
+        kept = {
+            benchmark: {seed: score for seed, score in scores.items() if seed in seeds}
+            for benchmark, scores in found.items()
+        }
+        merged[key] = {name: _mean(scores) for name, scores in kept.items() if scores}
+        fewer = sum(map(len, found.values())) - sum(map(len, kept.values()))
+        if fewer:
+            left_out.append(f"{'/'.join(key)} {fewer}")
+        if None not in seeds:
+            without_own.append("/".join(key))
+    remarks = list(results.remarks)
+    if left_out:
+        remarks.append(
+            "Scores left out, of seeds that not all benchmarks of the variant have: "
+            f"{', '.join(left_out)}."
+        )
+    if without_own:
+        remarks.append(f"The run's own seed is missing: {', '.join(without_own)}.")
+    return Results(merged, results.timings, remarks)
+
+
+def _seeds(found: Mapping[str, Mapping[int | None, Score]]) -> set[int | None]:
+    """Return the seeds that a variant is averaged over, from benchmark -> seed -> score."""
+    counts = Counter(chain.from_iterable(found.values()))
+    complete = {seed for seed, count in counts.items() if count == len(found)}
+    # Of as many, the run's own, which is None, then the smallest.
+    return complete or {min(counts, key=lambda s: (-counts[s], s is not None, s or 0))}
 
 
 def _mean(scores: Mapping[int | None, Score]) -> Score:

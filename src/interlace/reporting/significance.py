@@ -1,4 +1,4 @@
-"""Whether methods differ: paired bootstrap differences for Tables 2, 3 and 5.
+"""Whether methods differ: paired differences and permutation tests for Tables 2, 3 and 5.
 
 The difference of a pair is that of the numbers which its table shows: of the average scores (Tables 2
 and 5), or of the mean ratio to the main method (Table 3, where the main method is 100 by definition).
@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy
-
 from interlace.errors import InputError
-from interlace.evaluation.intervals import holm, two_sided_p
+from interlace.evaluation.intervals import DEFINED, FEWEST_QUESTIONS, holm, permutation_p
 from interlace.reporting import averages
 from interlace.reporting.alike import check_alike
 from interlace.reporting.averages import Average
-from interlace.reporting.estimates import Estimate, Estimates, Rule, combine
+from interlace.reporting.estimates import Estimate, Estimates, Rule, combine, permute
 from interlace.reporting.labels import Variant, model_label
 from interlace.reporting.paper import OVERALL, Paper
 from interlace.reporting.resamples import Resampler
@@ -28,6 +26,7 @@ MODES = {2: "limited", 3: "cot", 5: "cot"}
 LEVEL = 0.05
 """Two-sided level of the verdicts, on Holm-adjusted p-values."""
 BETTER, WORSE, ALIKE, UNKNOWN = "better", "worse", "not distinguishable", "no outcomes"
+TOO_FEW, UNDEFINED = "too few questions", "not defined"
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ class Comparison:
     """A method against another in one table, over all benchmarks (`Overall`) or a category.
 
     `difference` is the method's number minus the other's, in points of the table's scale; `low`,
-    `high` its paired 95 % interval, `p` its two-sided bootstrap p-value and `adjusted` Holm's over
+    `high` its paired 95 % interval, `p` its two-sided permutation p-value and `adjusted` Holm's over
     the `family`'s comparisons: those of one table and one scope. They are None where a result has no
-    outcomes. `coverage`: (n, m) where both have n of the scope's m benchmarks and n < m. `seeds`:
+    outcomes, a benchmark has fewer than `FEWEST_QUESTIONS` questions, or the difference is not
+    `defined` (the share of resamples, 0-1) often enough. `fewest`: questions of the benchmark that
+    has the fewest. `coverage`: (n, m) where both have n of the scope's m benchmarks and n < m. `seeds`:
     how many seeds each is a mean of.
     """
 
@@ -54,14 +55,20 @@ class Comparison:
     num_benchmarks: int
     coverage: tuple[int, int] | None
     seeds: tuple[int, int]
+    fewest: int = 0
+    defined: float | None = None
     adjusted: float | None = None
     family: int = 0
 
     @property
     def verdict(self) -> str:
         """Better, worse or not distinguishable at `LEVEL`; what is missing where nothing is known."""
-        if self.adjusted is None:
+        if self.num_questions is None:
             return UNKNOWN
+        if self.fewest < FEWEST_QUESTIONS:
+            return TOO_FEW
+        if self.adjusted is None:
+            return UNDEFINED
         if self.adjusted >= LEVEL:
             return ALIKE
         return BETTER if self.difference > 0 else WORSE
@@ -102,9 +109,15 @@ def _comparisons(
     rule = _ratio_difference(names) if number == 3 else _difference(names)
     scores = {v: sources.scores(v, MODES[number]) for v in _methods(sources, number)}
     for method, other in _pairs(sources, number, [v for v, found in scores.items() if found]):
-        estimate, mean = combine(rule, names, scores[method], scores[other], strict=True)
+        # Nothing is relative to 0: such a benchmark has no part in a mean of ratios.
+        theirs = {n: e for n, e in scores[other].items() if number != 3 or e.value}
+        estimate, mean = combine(rule, names, scores[method], theirs, strict=True)
         if estimate is not None:
-            comparison = _comparison(estimate, mean, (scores[method], scores[other]))
+            comparison = _comparison(estimate, mean, (scores[method], theirs))
+            if comparison.low is not None:
+                seed = sources.resampler.seed
+                swaps = permute(rule, names, scores[method], theirs, seed)
+                comparison = replace(comparison, p=permutation_p(swaps))
             yield replace(
                 comparison, table=number, scope=scope, method=method.label, against=other.label
             )
@@ -157,8 +170,9 @@ def _ratio_difference(names: Sequence[str]) -> Rule:
 def _comparison(
     estimate: Estimate, mean: Average, sides: tuple[Estimates, Estimates]
 ) -> Comparison:
-    low, high = estimate.interval
-    known = estimate.samples is not None and bool(numpy.isfinite(estimate.samples).any())
+    known = estimate.samples is not None
+    enough = known and estimate.defined >= DEFINED and estimate.fewest >= FEWEST_QUESTIONS
+    low, high = estimate.interval if enough else (None, None)
     return Comparison(
         table=0,
         scope="",
@@ -167,13 +181,14 @@ def _comparison(
         difference=estimate.value,
         low=low,
         high=high,
-        # A difference of nothing but the last bit is none.
-        p=two_sided_p(numpy.round(estimate.samples, 9)) if known else None,
+        p=None,
         num_questions=estimate.num_questions if known else None,
         partial=estimate.partial,
         num_benchmarks=mean.count,
         coverage=None if mean.complete else (mean.count, mean.total),
         seeds=tuple(max(len(e.by_seed) or 1 for e in side.values()) for side in sides),
+        fewest=estimate.fewest,
+        defined=estimate.defined,
     )
 
 

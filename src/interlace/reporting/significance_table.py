@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from interlace.evaluation.intervals import RESAMPLES
+from interlace.evaluation.intervals import DEFINED, FEWEST_QUESTIONS, RESAMPLES
 from interlace.reporting import standin
 from interlace.reporting.cells import MISSING, PARTIAL, signed, signless
 from interlace.reporting.latex import latex_escape
 from interlace.reporting.notes import resampling
 from interlace.reporting.paper import OVERALL
 from interlace.reporting.render import html_page, write_formats
-from interlace.reporting.significance import LEVEL, Comparison
+from interlace.reporting.significance import LEVEL, TOO_FEW, UNDEFINED, UNKNOWN, Comparison
 
 TITLE = "Differences between methods"
 HEAD = ("Method", "Difference", "95 % interval", "p", "p (Holm)", "Verdict", "Questions")
@@ -26,15 +26,20 @@ _CSV_HEAD = (
 
 
 def write_significance(
-    comparisons: Sequence[Comparison], reasons: Sequence[str], seed: int, stem: Path
+    comparisons: Sequence[Comparison],
+    reasons: Sequence[str],
+    seed: int,
+    stem: Path,
+    remarks: Sequence[str] = (),
 ) -> list[Path]:
     """Write `stem`.csv with every comparison, .md, .tex and .html with those over all benchmarks.
 
     `reasons`: why our numbers stand in, if they do; `seed`: of the resamples, for the notes.
+    `remarks`: further notes, about the results.
     """
     overall = [c for c in comparisons if c.scope == OVERALL]
     first = standin.sentence(reasons)
-    notes = [*([first] if first else []), *_notes(comparisons, overall, seed)]
+    notes = [*([first] if first else []), *_notes(comparisons, overall, seed), *remarks]
     return write_formats(
         stem,
         {
@@ -57,9 +62,11 @@ def _notes(
         "points of 0-100; Table 3: of the mean ratio to the main method, in percent. Every pair "
         "stands once.",
         f"Intervals: 95 %, {resampling(seed)}.",
-        "p: two-sided, twice the smaller tail of the resampled differences, never below "
-        f"{smallest:.3f}; Holm: adjusted for the comparisons of one table. Better or worse: adjusted p "
-        f"below {LEVEL:g}. The categories are in the CSV, each adjusted by itself.",
+        f"p: two-sided, paired permutation test: {RESAMPLES:,} random swaps of the two methods' "
+        "answers, question by question, twice the share that goes as far in the same direction; never "
+        f"below {smallest:.3f}. It may disagree with the interval where few answers differ. Holm: adjusted "
+        f"for the comparisons of one table. Better or worse: adjusted p below {LEVEL:g}. The "
+        "categories are in the CSV, each adjusted by itself.",
     ]
     if any(c.family * smallest >= LEVEL for c in comparisons):
         notes.append(
@@ -71,13 +78,26 @@ def _notes(
             "Methods stand at the mean over their seeds; the interval is of the questions alone and "
             "does not hold the spread of training."
         )
-    elif any(c.p is not None for c in comparisons):
+    elif any(c.verdict != UNKNOWN for c in comparisons):
         notes.append("One seed per method: how training itself varies is not in the interval.")
     if any(c.partial for c in comparisons):
         notes.append(f"{PARTIAL} from part of a benchmark (evaluation.limit).")
     if any(c.coverage for c in comparisons):
         notes.append("[n/m] over the n of the paper's m benchmarks that both have.")
-    lacking = sum(c.p is None for c in overall)
+    few = sum(c.verdict == TOO_FEW for c in overall)
+    if few:
+        notes.append(
+            f"{TOO_FEW.capitalize()}: {few} of {len(overall)} comparisons, with fewer than "
+            f"{FEWEST_QUESTIONS} of a benchmark; no interval and no verdict."
+        )
+    undefined = [c.defined for c in overall if c.verdict == UNDEFINED]
+    if undefined:
+        notes.append(
+            f"{UNDEFINED.capitalize()}: {len(undefined)} of {len(overall)} comparisons, whose "
+            f"difference exists in fewer than {100 * DEFINED:.0f} % of the resamples "
+            f"({100 * min(undefined):.1f} % at the least): the main method scores 0 in the others."
+        )
+    lacking = sum(c.verdict == UNKNOWN for c in overall)
     if lacking:
         notes.append(
             f"No interval and no verdict: {lacking} of {len(overall)} comparisons, whose results have "

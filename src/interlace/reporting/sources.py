@@ -73,7 +73,9 @@ class Sources:
             score.low,
             score.high,
             score.partial,
-            None if resampled is None else resampled.questions,
+            resampled,
+            score.num_samples,
+            0 if resampled is None else resampled.num_questions,
             0 if resampled is None else resampled.num_questions,
             score.files[0] if score.files else None,
         )

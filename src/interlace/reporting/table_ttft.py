@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from interlace.evaluation.ttft.sanity import check_sanity, needed
 from interlace.reporting import averages
 from interlace.reporting.labels import Variant, model_label, parse_variant
 from interlace.reporting.layout import Cell, Column, Row, Table
 from interlace.reporting.notes import cell_notes, device_notes, kernel_notes
 from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
 from interlace.reporting.results import Results
-from interlace.reporting.timings import STAGES, Timing, mean_interval
+from interlace.reporting.timings import SIDES, STAGES, Timing, check_timings_alike, mean_interval
 
 _SPEEDUP, _SHARE = "Speed-up (×)", "Share of the variant's TTFT (%)"
 STAGE_LABELS = {
@@ -47,15 +48,21 @@ def make_ttft_table(
 ) -> Table:
     """Return a table with a row per model and timed variant, means over the benchmarks.
 
-    `seed` is that of the intervals, which draw samples within each benchmark.
+    `seed` is that of the intervals, which draw samples within each benchmark. InputError names two
+    files that were not measured in the same way; what `check_sanity` finds is in the notes.
     """
+    check_timings_alike(results.timings)
     rows, cells = [], {}
     for model in models:
         names = [name for key, name in results.timings if key == model]
         variants = sorted(map(parse_variant, names), key=lambda v: (v.order[0], v.ratio or 0, v.id))
         for variant in variants:
             timings = results.timings[model, variant.id]
-            row = Row(f"{model} {variant.id}", _label(variant), model_label(model, models))
+            row = Row(
+                f"{model} {variant.id}",
+                _label(variant),
+                attributes=(model_label(model, models),),
+            )
             rows.append(row)
             printed = _printed(paper, models[model].get("paper"), variant)
             for key, cell in _cells(timings, paper.names, printed, seed).items():
@@ -67,12 +74,13 @@ def make_ttft_table(
         list(_COLUMNS),
         rows,
         cells,
+        ("Model",),
         standin=results.standin_reasons(standin),
     )
     table.notes = _notes(results) + device_notes(results)
     for model in models:
         table.notes += kernel_notes(results, model)
-    table.notes += cell_notes(table)
+    table.notes += _sanity_notes(results) + cell_notes(table)
     return table
 
 
@@ -149,3 +157,40 @@ def _notes(results: Results) -> list[str]:
     ]
     kinds = sorted({t.memory_kind for t in timings if t.memory_kind})
     return [*notes, *(f"Peak memory: {kind}." for kind in kinds)]
+
+
+def _sanity_notes(results: Results) -> list[str]:
+    """Say what is wrong with the times of all jobs together, or that nothing is."""
+    bodies, unchecked = [], 0
+    for (model, variant), found in results.timings.items():
+        for benchmark, timing in found.items():
+            try:
+                bodies.append(needed(_body(model, variant, benchmark, timing)))
+            except KeyError:
+                unchecked += 1
+    notes = [f"Check this: {problem}." for problem in check_sanity(bodies)]
+    if bodies and not notes:
+        notes.append(
+            f"Checked over {len(bodies)} files: times are positive, stages add up to the total, decoders "
+            "are faster as their depths say, and variants of equal depth agree within their intervals."
+        )
+    if unchecked:
+        notes.append(f"Not checked: {unchecked} files that lack stages, depths or samples.")
+    return notes
+
+
+def _body(model: str, variant: str, benchmark: str, timing: Timing) -> dict[str, Any]:
+    """Return what `check_sanity` reads of a file; KeyError where it is not there."""
+    body: dict[str, Any] = {"model": model, "variant": variant, "benchmark": benchmark}
+    body |= {"kernels": timing.kernels, "split": {}, "samples": []}
+    for side in SIDES:
+        times, layers = getattr(timing, side), timing.facts.get(side, {}).get("num_layers")
+        split = {stage: times.get(stage) for stage in STAGES}
+        if layers is None or None in split.values() or not timing.samples:
+            raise KeyError(side)
+        body[side] = {"mean_s": times["total"], "num_layers": round(layers)}
+        body["split"][side] = split
+    body["samples"] = [
+        {"index": str(number)} | sample for number, sample in enumerate(timing.samples)
+    ]
+    return body

@@ -19,6 +19,7 @@ from interlace.reporting.notes import (
     answer_notes,
     cell_notes,
     device_notes,
+    few_notes,
     grader_notes,
     interval_notes,
     kernel_notes,
@@ -29,7 +30,7 @@ from interlace.reporting.resamples import Resampler
 from interlace.reporting.results import Results
 from interlace.reporting.seeds import over_seeds, spread
 from interlace.reporting.sources import DENSE, DENSE_FT, Sources
-from interlace.reporting.timings import mean_interval
+from interlace.reporting.timings import Timing, check_timings_alike, mean_interval
 
 SPEEDUP = "ttft_speedup"
 
@@ -67,14 +68,18 @@ def make_table(
     for model in sorted(results.models):
         model_label(model, models)
     check_alike(results)
+    if number in (2, 4):
+        check_timings_alike(results.timings)
     results = over_seeds(results)
     table = makers[number](Sources(results, paper, models, experiments, Resampler(seed)))
     table.intervals = intervals
     table.standin = results.standin_reasons(standin)
     table.notes += interval_notes(table, seed, measured={SPEEDUP} if number == 2 else set())
+    table.notes += few_notes(results)
     table.notes += token_notes(results)
     table.notes += grader_notes(results)
     table.notes += answer_notes(results, models)
+    table.notes += results.remarks
     table.notes += cell_notes(table)
     if results.ungraded:
         table.notes.append(f"{results.ungraded} answers were not graded.")
@@ -127,6 +132,12 @@ def _table4(sources: Sources) -> Table:
         columns,
         list(sources.paper.categories),
     )
+    for model, ratio, column, _ in _ladder(sources, digits=2):
+        timings = sources.timings(model, Variant(sources.method, float(ratio), True))
+        for row in filter(lambda row: row.is_average, table.rows):
+            names = sources.paper.categories.get(row.key, sources.paper.names)
+            key = row.key, column.key
+            table.cells[key] = _timed(table.cells[key], timings, names, sources.resampler.seed)
     table.notes.append("Mean TTFT of Dense over mean TTFT of the pruned model.")
     table.notes += device_notes(sources.results)
     return table
@@ -274,12 +285,18 @@ def _speedup_cell(sources: Sources, variant: Variant, printed: float | None) -> 
     if measured:
         names = sources.paper.names
         cell = _cell(_mean(names), names, measured, None, printed)
-        interval = mean_interval(sources.timings(sources.primary, variant), sources.resampler.seed)
-        return cell if interval is None else replace(cell, low=interval[0], high=interval[1])
+        timings = sources.timings(sources.primary, variant)
+        return _timed(cell, timings, names, sources.resampler.seed)
     measured_here = sources.results.values(sources.primary, variant.id, "limited")
     return (
         Cell(1.0, printed) if variant.method == "dense" and measured_here else Cell(paper=printed)
     )
+
+
+def _timed(cell: Cell, timings: Mapping[str, Timing], names: Sequence[str], seed: int) -> Cell:
+    """Return a mean speed-up over `names` with its interval, where the files have their samples."""
+    interval = mean_interval({name: timings[name] for name in names if name in timings}, seed)
+    return cell if interval is None else replace(cell, low=interval[0], high=interval[1])
 
 
 # -- shared ---------------------------------------------------------------------------------------
@@ -322,4 +339,5 @@ def _own_cell(estimate: Estimate | None, printed: float | None) -> Cell:
         high,
         estimate.partial,
         spread=spread(estimate.by_seed),
+        defined=None if estimate.defined is None or low is not None else estimate.defined,
     )

@@ -1,6 +1,7 @@
 """TTFT results, read from their files."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,21 @@ STAGES = ("vision", "projector", "decoder", "first_sampling", "rest")
 SIDES = ("dense", "pruned")
 RESAMPLES = 2000
 _BLOCK = 2**20  # drawn values at a time
+_ROUNDING = 1e-9  # a narrower interval, relatively, has no width
+
+
+MADE_ALIKE = {
+    "device": "model",
+    "threads": "model",
+    "dtype": "model",
+    "attention": "run",
+    "prompt": "run",
+    "min_pixels": "benchmark",
+    "max_pixels": "benchmark",
+    "kernels": "variant",
+}
+"""What TTFT files must have in common, and among which: those of a run, of a model, of a benchmark
+(of a model), of a variant. Two models may have been timed on two devices."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,8 @@ class Timing:
     to its number, under the names of the file (`decode_tokens_per_s`, `peak_memory_bytes`,
     `weights_disk_bytes`, `num_layers`). `decoder` is the speed-up of the decoder alone, `possible`
     the roofline's of the whole. `kernels` are those of the variant's decoder, dense or
-    semi_structured, and `kernels_reason` why. `samples` are those of the file.
+    semi_structured, and `kernels_reason` why. `made` maps the keys of `MADE_ALIKE` to what `file`
+    says of them, None if nothing. `samples` are those of the file.
     """
 
     speedup: float
@@ -45,6 +62,8 @@ class Timing:
     possible: float | None = None
     end_to_end: float | None = None
     memory_kind: str | None = None
+    made: dict[str, Any] = field(default_factory=dict)
+    file: Path | None = None
     samples: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
 
@@ -54,38 +73,189 @@ FACTS = ("num_layers", "decode_tokens_per_s", "peak_memory_bytes", "weights_disk
 def read_timing(body: dict[str, Any], file: Path) -> Timing:
     """Return what a TTFT file holds; what an older or a smaller one lacks is None.
 
-    InputError names the file if it has no speed-up or no mean of both sides.
+    InputError names the file and the key if there is no speed-up or no mean of both sides, if a time
+    or a ratio is not a positive number, or if means and speed-ups are not those of the samples.
     """
-    low, high = body.get("speedup_interval") or (None, None)
-    whole = body.get("end_to_end") or {}
+    checked = _Body(body, file)
     times, facts = {}, {}
     for side in SIDES:
-        found = get_key(body, side, file)
-        split = (body.get("split") or {}).get(side) or {}
         times[side] = {
-            "total": get_key(found, "mean_s", file),
-            **{stage: split.get(f"{stage}_s") for stage in STAGES},
-            "end_to_end": (whole.get(side) or {}).get("mean_s"),
+            "total": checked.number(side, "mean_s", required=True),
+            **{stage: checked.number("split", side, f"{stage}_s", least=None) for stage in STAGES},
+            "end_to_end": checked.number("end_to_end", side, "mean_s"),
         }
-        facts[side] = {fact: found.get(fact) for fact in FACTS}
-    return Timing(
-        speedup=get_number(body, "speedup", file),
-        low=low,
-        high=high,
-        num_samples=body.get("num_samples"),
+        facts[side] = {fact: checked.number(side, fact) for fact in FACTS}
+    samples = checked.samples()
+    low, high = checked.interval("speedup_interval")
+    timing = Timing(
+        speedup=checked.number("speedup", required=True),
+        low=low if len(samples) != 1 else None,
+        high=high if len(samples) != 1 else None,
+        num_samples=checked.count("num_samples"),
         fixture=bool(body.get("fixture")),
-        device=body.get("device"),
-        kernels=body.get("kernels"),
-        kernels_reason=body.get("kernels_reason"),
+        device=checked.text("device"),
+        kernels=checked.text("kernels"),
+        kernels_reason=checked.text("kernels_reason"),
         **times,
-        preprocessing=(body.get("preprocessing") or {}).get("mean_s"),
+        preprocessing=checked.number("preprocessing", "mean_s", least=0.0),
         facts=facts,
-        decoder=(body.get("decoder_speedup") or {}).get("ratio"),
-        possible=(body.get("roofline") or {}).get("speedup"),
-        end_to_end=whole.get("ratio"),
-        memory_kind=body.get("memory_kind"),
-        samples=tuple(body.get("samples") or ()),
+        decoder=checked.number("decoder_speedup", "ratio"),
+        possible=checked.number("roofline", "speedup"),
+        end_to_end=checked.number("end_to_end", "ratio"),
+        memory_kind=checked.text("memory_kind"),
+        made={key: checked.plain(key) for key in MADE_ALIKE},
+        file=file,
+        samples=samples,
     )
+    if samples:
+        checked.compare(timing)
+    return timing
+
+
+class _Body:
+    """A TTFT file's body, whose values are checked as they are read."""
+
+    def __init__(self, body: dict[str, Any], file: Path) -> None:
+        self.body, self.file = body, file
+
+    def wrong(self, key: str, value: Any, what: str) -> InputError:
+        return InputError(
+            f"{self.file}: {key} is {value!r:.60}, not {what}; delete the file and run its stage again"
+        )
+
+    def get(self, *path: str, required: bool = False) -> Any:
+        """Return a value by its path, None where there is none of it."""
+        found: Any = self.body
+        for depth, key in enumerate(path):
+            if not isinstance(found, dict):
+                raise self.wrong(".".join(path[:depth]), found, "a group of keys")
+            if required:
+                get_key(found, key, self.file)
+            found = found.get(key)
+            if found is None and not required:
+                return None
+        return found
+
+    def number(
+        self, *path: str, required: bool = False, least: float | None = math.ulp(0.0)
+    ) -> float | None:
+        """Return a finite number, a positive one unless `least` says otherwise."""
+        value = self.get(*path, required=required)
+        if value is None and not required:
+            return None
+        return self._number(".".join(path), value, least)
+
+    def _number(self, key: str, value: Any, least: float | None) -> float:
+        if not is_number(value) or (least is not None and value < least):
+            kind = {None: "a number", 0.0: "a number from 0"}.get(least, "a positive number")
+            raise self.wrong(key, value, kind)
+        return float(value)
+
+    def count(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise self.wrong(key, value, "a count")
+        return value
+
+    def text(self, key: str) -> str | None:
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, value, "a text")
+        return value
+
+    def plain(self, key: str) -> str | float | None:
+        value = self.get(key)
+        if value is not None and not isinstance(value, str | int | float):
+            raise self.wrong(key, value, "a text or a number")
+        return value
+
+    def interval(self, key: str) -> tuple[float, float] | tuple[None, None]:
+        """Return an interval of a ratio, (None, None) where there is none or it has no width."""
+        value = self.get(key)
+        if value is None:
+            return None, None
+        if not (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(is_number(end) and end > 0 for end in value)
+            and value[0] <= value[1]
+        ):
+            raise self.wrong(key, value, "two positive numbers in their order, or null")
+        low, high = map(float, value)
+        return (low, high) if _has_width(low, high) else (None, None)
+
+    def samples(self) -> tuple[dict[str, Any], ...]:
+        """Return the samples; an older file has none of them."""
+        rows = self.get("samples")
+        if rows is None:
+            return ()
+        if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
+            raise self.wrong("samples", rows, "a list of samples")
+        for number, row in enumerate(rows):
+            for key in ("dense_s", "pruned_s"):
+                self._number(f"samples[{number}].{key}", row.get(key), _least(key))
+            for key, value in row.items():
+                if (key.endswith("_s") or key == "visual_tokens") and value is not None:
+                    self._number(f"samples[{number}].{key}", value, _least(key))
+        return tuple(rows)
+
+    def compare(self, timing: Timing) -> None:
+        """InputError where means, speed-ups or the count are not those of the samples."""
+        samples = timing.samples
+        given: dict[str, tuple[float | None, float]] = {
+            "num_samples": (timing.num_samples, len(samples))
+        }
+        dense, pruned = (float(np.mean([s[f"{side}_s"] for s in samples])) for side in SIDES)
+        given |= {
+            "dense.mean_s": (timing.dense["total"], dense),
+            "pruned.mean_s": (timing.pruned["total"], pruned),
+            "speedup": (timing.speedup, dense / pruned),
+        }
+        keys = [f"{side}_decoder_s" for side in SIDES]
+        if all(sample.get(key) for sample in samples for key in keys):
+            parts = [float(np.mean([sample[key] for sample in samples])) for key in keys]
+            given["decoder_speedup.ratio"] = (timing.decoder, parts[0] / parts[1])
+        for key, (value, again) in given.items():
+            if value is not None and not math.isclose(value, again, rel_tol=1e-6):
+                raise self.wrong(key, value, f"{again:.9g}, which its samples give")
+
+
+def _least(key: str) -> float | None:
+    """Return how small a sample's number may be: totals are positive, a stage may be nothing."""
+    if key in ("dense_s", "pruned_s"):
+        return math.ulp(0.0)
+    return None if key.endswith("_rest_s") else 0.0
+
+
+def check_timings_alike(timings: Mapping[tuple[str, str], Mapping[str, Timing]]) -> None:
+    """InputError that names two TTFT files, by (model, variant) and benchmark, not made alike.
+
+    By `MADE_ALIKE`; what a file does not say is not compared.
+    """
+    seen: dict[tuple[str, ...], Timing] = {}
+    for (model, variant), found in timings.items():
+        for benchmark, timing in found.items():
+            among = {
+                "run": (),
+                "model": (model,),
+                "benchmark": (model, benchmark),
+                "variant": (model, variant),
+            }
+            for key, scope in MADE_ALIKE.items():
+                value = timing.made.get(key)
+                if value is None:
+                    continue
+                first = seen.setdefault((key, *among[scope]), timing)
+                if first.made[key] != value:
+                    raise InputError(
+                        f"{timing.file}: {key} is {value!r:.60}, and {first.made[key]!r:.60} in "
+                        f"{first.file}; times that were measured differently cannot be compared, "
+                        "measure one of them again"
+                    )
+
+
+def _has_width(low: float, high: float) -> bool:
+    return high - low > _ROUNDING * high
 
 
 def mean_interval(
@@ -94,13 +264,14 @@ def mean_interval(
     """Return the 95 % bootstrap interval of the mean over benchmarks of their speed-ups.
 
     Samples are drawn within each benchmark, dense and pruned in pairs; of a `stage` alone where one
-    is named. None where a benchmark's file has no samples.
+    is named; any benchmarks will do, those of a category or all. None where a benchmark's file has
+    no samples or a single one, and where all draws give the same.
     """
     keys = tuple(f"{side}_{stage}_s" if stage else f"{side}_s" for side in SIDES)
     drawn_means = []
     for name in sorted(timings):
         samples = timings[name].samples
-        if not samples or any(key not in sample for sample in samples for key in keys):
+        if len(samples) < 2 or not all(sample.get(key) for sample in samples for key in keys):
             return None
         dense, pruned = (np.array([sample[key] for sample in samples]) for key in keys)
         rng = np.random.default_rng([seed, len(samples), *name.encode()])
@@ -113,8 +284,8 @@ def mean_interval(
         drawn_means.append(np.concatenate(ratios))
     if not drawn_means:
         return None
-    low, high = np.percentile(np.mean(drawn_means, axis=0), [2.5, 97.5])
-    return float(low), float(high)
+    low, high = map(float, np.percentile(np.mean(drawn_means, axis=0), [2.5, 97.5]))
+    return (low, high) if _has_width(low, high) else None
 
 
 def get_key(body: Any, key: str, file: Path) -> Any:
@@ -124,9 +295,15 @@ def get_key(body: Any, key: str, file: Path) -> Any:
     return body[key]
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a result is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # NaN compares false
+
+
 def get_number(body: dict[str, Any], key: str, file: Path) -> float:
     """Return a key of a result that is a finite number; InputError otherwise."""
     value = get_key(body, key, file)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"{file}: {key} is {value!r}, not a number; run its stage again")
     return float(value)

@@ -7,6 +7,7 @@ from typing import Any
 from interlace.reporting import render
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import load_results
+from interlace.reporting.timings import check_timings_alike
 
 
 def build_ttft_table(
@@ -46,6 +47,7 @@ def build_ttft_figures(
     from interlace.reporting.figures import write_figure
 
     results = load_results(files)
+    check_timings_alike(results.timings)
     reasons = results.standin_reasons(standin)
     for name, draw in (
         ("ttft_speedup", draw_speedup),
@@ -70,5 +72,6 @@ def build_ttft_accuracy(
     from interlace.reporting.figures import write_figure
 
     results = load_results([*evaluation_files, *ttft_files])
+    check_timings_alike(results.timings)
     reasons = results.standin_reasons(standin)
     write_figure(draw_accuracy(results, model, load_paper(), label, reasons, seed=seed), stem)

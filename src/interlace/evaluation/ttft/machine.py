@@ -43,6 +43,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return found
 
 
+def identity(device: torch.device) -> dict[str, Any]:
+    """Return what of a machine decides times, the same at every moment."""
+    lasting = describe_machine(device)
+    del lasting["load_average"]
+    return {"device": device_name(device), **lasting}
+
+
 def read_clocks(device: torch.device) -> dict[str, Any] | None:
     """Return the GPU's clocks, power limit, temperature and driver of this moment, by nvidia-smi.
 

@@ -11,6 +11,7 @@ from interlace.evaluation.ttft.roofline import Peaks, Work, bounds
 from interlace.evaluation.ttft.turns import Measured
 
 RESAMPLES = 2000
+ROUNDING = 1e-9  # a narrower interval, relatively, has no width
 _BLOCK = 2**22  # drawn values at a time, 32 MB
 
 
@@ -43,6 +44,8 @@ def summarise(
     names = {"dense": "dense", "pruned": variant}
     seconds = {side: np.array([s.seconds[name] for s in samples]) for side, name in names.items()}
     whole = {side: np.array([s.end_to_end[name] for s in samples]) for side, name in names.items()}
+    passes = {side: _single(samples, "passes", name) for side, name in names.items()}
+    whole_passes = {side: _single(samples, "whole_passes", name) for side, name in names.items()}
     stages = {
         side: {
             stage: np.array([sample.stages[name][stage] for sample in samples]) for stage in STAGES
@@ -56,7 +59,7 @@ def summarise(
     least = _roofline(names, work, peaks)
     body = {
         "num_samples": len(samples),
-        **{side: _side(seconds[side], sides[name]) for side, name in names.items()},
+        **{side: _side(seconds[side], passes[side], sides[name]) for side, name in names.items()},
         "speedup": ratio["ratio"],
         "speedup_interval": ratio["interval"],
         "speedup_of_medians": median,
@@ -66,7 +69,8 @@ def summarise(
             for side, found in stages.items()
         },
         "preprocessing": statistics(preprocessing),
-        "end_to_end": {side: statistics(times) for side, times in whole.items()} | end_to_end,
+        "end_to_end": {side: statistics(times, whole_passes[side]) for side, times in whole.items()}
+        | end_to_end,
         "tokens": {
             kind: {"mean": float(np.mean(counts)), "min": min(counts), "max": max(counts)}
             for kind in ("visual_tokens", "text_tokens")
@@ -77,9 +81,15 @@ def summarise(
     return body | {"samples": _rows(samples, names, least)}
 
 
-def _side(seconds: np.ndarray, side: Side) -> dict[str, Any]:
+def _single(samples: Sequence[Measured], kind: str, name: str) -> np.ndarray | None:
+    """Return all single passes of a model; None where they were not kept."""
+    kept = [getattr(sample, kind).get(name) for sample in samples]
+    return np.concatenate(kept) if all(kept) else None
+
+
+def _side(seconds: np.ndarray, passes: np.ndarray | None, side: Side) -> dict[str, Any]:
     return {
-        **statistics(seconds),
+        **statistics(seconds, passes),
         "num_layers": side.num_layers,
         "decode_tokens_per_s": side.decode_rate,
         "peak_memory_bytes": side.peak_memory,
@@ -139,19 +149,25 @@ def _rows(
     return rows
 
 
-def statistics(seconds: np.ndarray) -> dict[str, float]:
-    """Return mean, median and 95th percentile."""
+def statistics(seconds: np.ndarray, passes: np.ndarray | None = None) -> dict[str, float]:
+    """Return mean and median over samples, and the 95th percentile over all single passes.
+
+    `seconds` are each sample's means over its `passes`, which the percentile would smooth.
+    """
     return {
         "mean_s": float(seconds.mean()),
         "median_s": float(np.median(seconds)),
-        "p95_s": float(np.percentile(seconds, 95)),
+        "p95_s": float(np.percentile(seconds if passes is None else passes, 95)),
     }
 
 
 def ratios(
     dense: np.ndarray, pruned: np.ndarray, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return {ratio, interval} of the means and of the medians, dense over pruned, pairs drawn."""
+    """Return {ratio, interval} of the means and of the medians, dense over pruned, pairs drawn.
+
+    An interval is None where there is a single sample, or all draws give the same.
+    """
     drawn_means, drawn_medians = [], []
     for a, b in _draws(dense, pruned, np.random.default_rng(seed), RESAMPLES):
         drawn_means.append(a.mean(axis=1) / b.mean(axis=1))
@@ -169,8 +185,11 @@ def ratios(
 
 def speedup_interval(
     dense: np.ndarray, pruned: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> list[float]:
-    """Return the 95 % bootstrap interval of mean(dense) / mean(pruned), resampling pairs."""
+) -> list[float] | None:
+    """Return the 95 % bootstrap interval of mean(dense) / mean(pruned), resampling pairs.
+
+    None where there is a single sample, or all draws give the same.
+    """
     draws = _draws(dense, pruned, rng, resamples)
     return _interval(np.concatenate([a.mean(axis=1) / b.mean(axis=1) for a, b in draws]))
 
@@ -183,6 +202,6 @@ def _draws(dense: np.ndarray, pruned: np.ndarray, rng: np.random.Generator, resa
         yield dense[drawn], pruned[drawn]
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def _interval(values: np.ndarray) -> list[float] | None:
     low, high = np.percentile(values, [2.5, 97.5])
-    return [float(low), float(high)]
+    return [float(low), float(high)] if high - low > ROUNDING * high else None

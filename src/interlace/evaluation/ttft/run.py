@@ -15,12 +15,13 @@ from interlace.evaluation.benchmarks import Benchmark, get_benchmark
 from interlace.evaluation.prepare import read_record
 from interlace.evaluation.settings import check_pixels, pixel_limits
 from interlace.evaluation.ttft import machine, memory, roofline
+from interlace.evaluation.ttft.kept import kept
 from interlace.evaluation.ttft.outcome import Side, summarise
 from interlace.evaluation.ttft.sanity import check_sanity, needed
 from interlace.evaluation.ttft.turns import Inputs, Measured, Turns
 from interlace.io import digest, write_json
 from interlace.progress import track
-from interlace.provenance import stamp
+from interlace.provenance import stamp, versions
 
 DECODE_TOKENS = 32
 
@@ -45,8 +46,12 @@ def measure_ttft(
     weights fit, else in groups, each beside dense, on the GPU if there is one (or on `device`). The
     order of samples, and in every turn that of the models, is drawn. 2:4 sparse variants run on the
     GPU's kernels for them where `sparse_kernels` is not off and it has them; every result says
-    which and why. `threads` (1) is the number of CPU threads. Raises InputError for benchmarks that
-    are not prepared and for settings that cannot work; what `check_sanity` finds is printed.
+    which and why. `threads` (1) is the number of CPU threads.
+
+    What is measured of a group on a benchmark is kept in `out_root/work`, keyed by checkpoints,
+    benchmarks, settings, seed and machine, until all is done: a job that was killed measures the
+    rest only. Raises InputError for benchmarks that are not prepared, for settings that cannot work
+    and where another process measures the same; what `check_sanity` finds is printed.
     """
     from interlace.decoder.load import default_device
     from interlace.evaluation.run import checkpoint_digest
@@ -61,32 +66,61 @@ def measure_ttft(
     checked: list[dict[str, Any]] = []
     device = torch.device(default_device(settings))
     with _threads(int(settings.get("threads") or 1)), kit.kit_environment(data_root):
-        for names in _groups(paths, settings, device):
-            session = _Session({n: paths[n] for n in names}, settings, device, seed)
-            for benchmark in chosen:
-                results = session.measure(benchmark)
-                for name in (n for n in names if n in variants):
-                    body = {
-                        "provenance": stamp(
-                            "ttft",
-                            config_digest=digest(settings),
-                            seed=seed,
-                            num_samples=results[name]["num_samples"],
-                            model_revision=digests[name],
-                        ),
-                        "model": model,
-                        "variant": name,
-                        "benchmark": benchmark.name,
-                        **results[name],
-                        "fixture": records[benchmark.name]["fixture"],
-                    }
-                    write_json(out_root / name / f"{benchmark.name}.json", body)
-                    print(f"{model} {name} {benchmark.name}: {body['speedup']:.3f}x", flush=True)
-                    checked.append(needed(body))
-            del session
-            gc.collect()
-    for problem in check_sanity(checked, seed):
+        key = {
+            "checkpoints": digests,
+            "benchmarks": {name: record["md5"] for name, record in records.items()},
+            "settings": settings,
+            "seed": seed,
+            "machine": machine.identity(device),
+            "versions": versions(),
+        }
+        with kept(out_root / "work", key) as work:
+            for names in work.groups(_groups(paths, settings, device)):
+                group = _Group({n: paths[n] for n in names}, settings, device, seed)
+                for benchmark in chosen:
+                    results, old = work.measured(
+                        names, benchmark.name, lambda b=benchmark, g=group: g.measure(b)
+                    )
+                    if old:
+                        print(f"{model} {benchmark.name}: measured before, kept", flush=True)
+                    for name in (n for n in names if n in variants):
+                        body = {
+                            "provenance": stamp(
+                                "ttft",
+                                config_digest=digest(settings),
+                                seed=seed,
+                                num_samples=results[name]["num_samples"],
+                                model_revision=digests[name],
+                            ),
+                            "model": model,
+                            "variant": name,
+                            "benchmark": benchmark.name,
+                            **results[name],
+                            "fixture": records[benchmark.name]["fixture"],
+                        }
+                        write_json(out_root / name / f"{benchmark.name}.json", body)
+                        print(
+                            f"{model} {name} {benchmark.name}: {body['speedup']:.3f}x", flush=True
+                        )
+                        checked.append(needed(body))
+                del group
+                gc.collect()
+    for problem in check_sanity(checked):
         print(f"TTFT, check this: {problem}", flush=True)
+
+
+class _Group:
+    """Models that are loaded together, once there is something to measure."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+        self._session: _Session | None = None
+
+    def measure(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
+        """Return the body of each model's result on a benchmark."""
+        if self._session is None:
+            self._session = _Session(*self._arguments)
+        return self._session.measure(benchmark)
 
 
 def _groups(
@@ -135,6 +169,9 @@ class _Session:
         self.preparer.min_pixels, self.preparer.max_pixels = limits
         rows = _draw(len(dataset.data), self.settings.get("samples"), self.seed, benchmark.name)
         prepared = {row: self._prepare(dataset, row, benchmark) for row in rows}
+        # Of each benchmark its own, so that those that were measured before decide nothing.
+        own = [self.seed, len(self.models), int(digest(benchmark.name), 16)]
+        self.turns.rng = np.random.default_rng(own)
         clocks = {"before": machine.read_clocks(self.device)}
         self.turns.memory.peaks.clear()
         found = self.turns.measure(self._samples(dataset, prepared, benchmark))

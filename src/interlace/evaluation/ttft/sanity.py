@@ -1,132 +1,207 @@
-"""What must hold of TTFT results whatever the hardware; if it does not, a measurement is wrong."""
+"""What must hold of TTFT results whatever the hardware; if it does not, a measurement is wrong.
 
+Needs no torch, so that the table of TTFT can check what all of a model's jobs measured.
+"""
+
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from interlace.evaluation.ttft.outcome import RESAMPLES
-
-EQUAL_DEPTH = 0.03
+SLACK = 0.01
 """How far beyond its interval the ratio of two variants of equal depth may lie from 1."""
-DECODER = 0.10
-"""How far, relatively, the decoder's speed-up may lie from the ratio of the depths, beyond its
-interval: norms and head do not shrink with the layers."""
+DECODER = 1 / 3
+"""How far beyond its interval the decoder's speed-up may lie from the ratio of the depths, as a
+part of what that ratio gains: norms and head do not shrink with the layers. At least `SLACK`."""
 SUM = 0.01
-"""How far the stages may add up to something else than the total, relatively."""
+"""How far the stages may add up to something else than the total, and the rest lie below 0, as a
+part of the total."""
+LEVEL = 0.05
 
 _NEEDED = ("model", "variant", "benchmark", "kernels", "dense", "pruned", "split")
 _TIMES = ("dense_s", "pruned_s", "dense_decoder_s", "pruned_decoder_s")
 
+Result = Mapping[str, Any]
+Ratios = dict[str, np.ndarray]
+"""Logarithms of the ratio of two times, of every sample, by benchmark."""
 
-def needed(result: Mapping[str, Any]) -> dict[str, Any]:
+
+def needed(result: Result) -> dict[str, Any]:
     """Return the part of a result that `check_sanity` reads: little, where samples are many."""
     samples = [{key: sample[key] for key in ("index", *_TIMES)} for sample in result["samples"]]
     return {key: result[key] for key in _NEEDED} | {"samples": samples}
 
 
-def check_sanity(results: Sequence[Mapping[str, Any]], seed: int = 0) -> list[str]:
-    """Return what is wrong with the results (bodies of TTFT files); nothing if all is well.
+def check_sanity(results: Sequence[Result]) -> list[str]:
+    """Return what is wrong with the results (bodies of TTFT files), and what could not be compared.
 
-    Over all benchmarks of a model together: two variants of equal depth on the same kernels agree;
-    the decoder's time shrinks as its depth does, on dense kernels; of every result the stages add up
-    to the total. Intervals are of 95 %, samples drawn in pairs.
+    Every time is finite and positive; of every result the stages add up to the total, and what is
+    left for the rest is not below 0. By variant, over its benchmarks: the decoder's time shrinks as
+    its depth does, on dense kernels. By model: two variants of equal depth on the same kernels have
+    the same speed-up, in the mean over the benchmarks and on each of them.
+
+    Ratios are taken sample by sample, in logarithms, since they should be one for all samples; a
+    benchmark counts as much as any other. Intervals are Student's, of 95 %; those of single
+    benchmarks are of 95 % for all of them together.
     """
-    problems = [problem for result in results for problem in _sums(result)]
-    variants: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    problems, sound = [], []
     for result in results:
+        found = _times_wrong(result) or _sums(result)
+        problems += found
+        if not found:
+            sound.append(result)
+    variants: dict[tuple[str, str], list[Result]] = {}
+    for result in sound:
         variants.setdefault((result["model"], result["variant"]), []).append(result)
-    problems += [p for key, found in variants.items() for p in _decoder(key, found, seed)]
+    problems += [problem for key, found in variants.items() for problem in _decoder(key, found)]
     for (a, found), (b, others) in combinations(variants.items(), 2):
         if a[0] == b[0] and _depth(found) == _depth(others) and _kernels(found) == _kernels(others):
-            problems += _equal_depth((*a, found), (b[1], others), seed)
+            problems += _equal_depth((*a, found), (b[1], others))
     return problems
 
 
-def _sums(result: Mapping[str, Any]) -> list[str]:
+def _name(result: Result) -> str:
+    return f"{result['model']} {result['variant']} {result['benchmark']}"
+
+
+def _times_wrong(result: Result) -> list[str]:
+    times = [(key, sample[key]) for sample in result["samples"] for key in _TIMES]
+    times += [(f"{side} mean", result[side]["mean_s"]) for side in ("dense", "pruned")]
+    wrong = [(key, value) for key, value in times if not (math.isfinite(value) and value > 0)]
+    if not wrong:
+        return []
+    key, value = wrong[0]
+    return [f"{_name(result)}: {key} is {value} s ({len(wrong)} of {len(times)} times like it)"]
+
+
+def _sums(result: Result) -> list[str]:
     problems = []
     for side in ("dense", "pruned"):
         total, stages = result[side]["mean_s"], result["split"][side]
         found = sum(stages.values())
-        if abs(found - total) > SUM * total:
+        if not abs(found - total) <= SUM * total:  # NaN too
             problems.append(
-                f"{result['model']} {result['variant']} {result['benchmark']}: the stages of {side} "
-                f"add up to {found:.6f} s, the first token took {total:.6f} s"
+                f"{_name(result)}: the stages of {side} add up to {found:.6f} s, the first token took "
+                f"{total:.6f} s"
             )
+        problems += [
+            f"{_name(result)}: {stage} of {side} is {seconds:.6f} s of {total:.6f} s"
+            for stage, seconds in stages.items()
+            if seconds < -SUM * total
+        ]
     return problems
 
 
-def _decoder(key: tuple[str, str], found: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+def _decoder(key: tuple[str, str], found: Sequence[Result]) -> list[str]:
     if _kernels(found) != "dense":
         return []
-    dense, pruned = (_times(found, f"{side}_decoder_s") for side in ("dense", "pruned"))
     expected = found[0]["dense"]["num_layers"] / _depth(found)
-    low, high = _interval(dense, pruned, seed)
-    if low <= expected * (1 + DECODER) and high >= expected * (1 - DECODER):
+    logs = {
+        name: np.log(times["dense_decoder_s"] / times["pruned_decoder_s"])
+        for name, times in _times(found).items()
+    }
+    ratio, low, high = _interval(logs)
+    slack = max(SLACK, DECODER * abs(expected - 1))
+    if low - slack <= expected <= high + slack:
         return []
     return [
-        f"{' '.join(key)}: the decoder is {dense.mean() / pruned.mean():.3f}x as fast (95 % interval "
-        f"{low:.3f} to {high:.3f}), its depth says {expected:.3f}x"
+        f"{' '.join(key)}: the decoder is {ratio:.3f}x as fast (95 % interval {low:.3f} to "
+        f"{high:.3f}), its depth says {expected:.3f}x"
     ]
 
 
 def _equal_depth(
-    first: tuple[str, str, Sequence[Mapping[str, Any]]],
-    second: tuple[str, Sequence[Mapping[str, Any]]],
-    seed: int,
+    first: tuple[str, str, Sequence[Result]], second: tuple[str, Sequence[Result]]
 ) -> list[str]:
     model, a, found = first
     b, others = second
-    shared = {(r["benchmark"], s["index"]) for r in found for s in r["samples"]}
-    shared &= {(r["benchmark"], s["index"]) for r in others for s in r["samples"]}
-    if not shared:
-        return []
-    # Each against its own dense: they may have been timed hours apart.
-    times = [_times(f, f"{s}_s", shared) for f in (found, others) for s in ("dense", "pruned")]
-    low, high = _interval(times[0], times[1], seed, times[2], times[3])
-    if low <= 1 + EQUAL_DEPTH and high >= 1 - EQUAL_DEPTH:
-        return []
-    return [
-        f"{model}: {a} and {b} have {_depth(found)} layers each, and the speed-ups' ratio has a 95 % "
-        f"interval of {low:.3f} to {high:.3f}"
-    ]
+    head = f"{model}: {a} and {b} have {_depth(found)} layers each"
+    logs = _speedups_apart(_times(found), _times(others))
+    if not logs:
+        return [f"{head}, but no sample in common: not compared"]
+    if _freedom(logs) == 0:
+        return [f"{head}, but a single sample of each benchmark in common: not compared"]
+    problems = []
+    ratio, low, high = _interval(logs)
+    if not low - SLACK <= 1 <= high + SLACK:
+        problems.append(
+            f"{head}, and the ratio of their speed-ups is {ratio:.3f} (95 % interval {low:.3f} to "
+            f"{high:.3f})"
+        )
+    for name, values in logs.items():
+        if len(values) > 1 and len(logs) > 1:
+            ratio, low, high = _interval({name: values}, LEVEL / len(logs))
+            if not low - SLACK <= 1 <= high + SLACK:
+                problems.append(
+                    f"{head}, and on {name} the ratio of their speed-ups is {ratio:.3f} ({low:.3f} "
+                    f"to {high:.3f})"
+                )
+    return problems
 
 
-def _times(
-    found: Sequence[Mapping[str, Any]], key: str, shared: set[Any] | None = None
-) -> np.ndarray:
-    rows = {
-        (result["benchmark"], sample["index"]): sample[key]
+def _times(found: Sequence[Result]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the times of `_TIMES` and the samples' `index`, by benchmark."""
+    return {
+        result["benchmark"]: {
+            key: np.array([sample[key] for sample in result["samples"]])
+            for key in ("index", *_TIMES)
+        }
         for result in found
-        for sample in result["samples"]
     }
-    return np.array([rows[name] for name in sorted(rows) if shared is None or name in shared])
 
 
-def _interval(
-    dense: np.ndarray,
-    pruned: np.ndarray,
-    seed: int,
-    other_dense: np.ndarray | None = None,
-    other_pruned: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """Return the interval of a speed-up, or of the ratio of two speed-ups on the same samples."""
-    rng = np.random.default_rng(seed)
-    ratios = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(len(dense), size=len(dense))
-        ratio = dense[drawn].mean() / pruned[drawn].mean()
-        if other_dense is not None and other_pruned is not None:
-            ratio /= other_dense[drawn].mean() / other_pruned[drawn].mean()
-        ratios.append(ratio)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(low), float(high)
+def _speedups_apart(
+    ours: Mapping[str, Mapping[str, np.ndarray]], theirs: Mapping[str, Mapping[str, np.ndarray]]
+) -> Ratios:
+    """Return the ratios of two variants' speed-ups on the samples that they share.
+
+    Each against its own dense: they may have been timed hours apart.
+    """
+    logs = {}
+    for name in sorted(ours.keys() & theirs.keys()):
+        speedups = []
+        _, *places = np.intersect1d(ours[name]["index"], theirs[name]["index"], return_indices=True)
+        for times, place in zip((ours[name], theirs[name]), places, strict=True):
+            speedups.append(np.log(times["dense_s"][place] / times["pruned_s"][place]))
+        if len(speedups[0]):
+            logs[name] = speedups[0] - speedups[1]
+    return logs
 
 
-def _depth(found: Sequence[Mapping[str, Any]]) -> int:
+def _freedom(logs: Ratios) -> int:
+    return sum(len(values) - 1 for values in logs.values())
+
+
+def _interval(logs: Ratios, level: float = LEVEL) -> tuple[float, float, float]:
+    """Return a ratio, the mean over benchmarks, and its interval; without one where all are single."""
+    mean = float(np.mean([values.mean() for values in logs.values()]))
+    freedom = _freedom(logs)
+    if freedom == 0:
+        return math.exp(mean), math.exp(mean), math.exp(mean)
+    squares = {name: float(((v - v.mean()) ** 2).sum()) for name, v in logs.items()}
+    pooled = sum(squares.values()) / freedom  # for a benchmark that has one sample alone
+    variances = [
+        (squares[name] / (len(v) - 1) if len(v) > 1 else pooled) / len(v)
+        for name, v in logs.items()
+    ]
+    half = _student(freedom, 1 - level / 2) * math.sqrt(sum(variances)) / len(logs)
+    # Beyond e^50 the interval is as good as unbounded.
+    return math.exp(mean), math.exp(max(mean - half, -50)), math.exp(min(mean + half, 50))
+
+
+@functools.cache
+def _student(freedom: int, quantile: float) -> float:
+    """Return a quantile of Student's t, from draws: good to a few percent, which is enough here."""
+    draws = np.random.default_rng(0).standard_t(freedom, 200_000)
+    return float(np.quantile(draws, quantile))
+
+
+def _depth(found: Sequence[Result]) -> int:
     return found[0]["pruned"]["num_layers"]
 
 
-def _kernels(found: Sequence[Mapping[str, Any]]) -> str:
-    return found[0].get("kernels", "dense")
+def _kernels(found: Sequence[Result]) -> str:
+    return found[0].get("kernels") or "dense"

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ class Measured:
     """One sample; times in seconds, by model and, within `stages`, by stage.
 
     `images` are its rows of image_grid_thw. `preprocessing` is the mean over all models' turns: the
-    same work for each.
+    same work for each. `seconds` and `end_to_end` are means over `passes` and `whole_passes`.
     """
 
     index: str
@@ -34,13 +35,15 @@ class Measured:
     seconds: dict[str, float] = field(default_factory=dict)
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     end_to_end: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, list[float]] = field(default_factory=dict)
+    whole_passes: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Turns:
     """Dense and its variants, loaded together, timed in turns.
 
     `models` maps names to models on one device, `dense` among them; `resident` the bytes of their
-    weights. The order of the models is drawn anew for every turn from `rng`.
+    weights. The order of the models is drawn anew for every turn from `rng`, which may be replaced.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Turns:
         repeats: int,
         rng: np.random.Generator,
     ) -> None:
-        self.models, self.warmup, self.repeats, self._rng = models, warmup, repeats, rng
+        self.models, self.warmup, self.repeats, self.rng = models, warmup, repeats, rng
         self.device = models["dense"].device
         self.memory = PeakMemory(self.device, resident)
         self._warm: set[Any] = set()
@@ -62,8 +65,7 @@ class Turns:
         """Return the times of all models on each of `samples`: an index, and what prepares inputs.
 
         Every model first runs `warmup` times, untimed, on each shape that is new. Then `repeats`
-        turns from inputs on the device to the first token, of which the means are kept, and one
-        from the image file.
+        turns from inputs on the device to the first token, and as many from the image file.
         """
         return [self._measure(index, prepare) for index, prepare in samples]
 
@@ -79,32 +81,37 @@ class Turns:
                     turns[name].append(first_token(self.models[name], inputs))
                     self.memory.stop(name)
             prepared = []
-            for name in self._order():
-                start = clock.now()
-                fresh = prepare()
-                prepared.append(clock.now() - start)
-                first_token(self.models[name], self._placed(fresh))
-                sample.end_to_end[name] = clock.now() - start
+            for _ in range(self.repeats):
+                for name in self._order():
+                    start = clock.now()
+                    fresh = prepare()
+                    prepared.append(clock.now() - start)
+                    first_token(self.models[name], self._placed(fresh))
+                    sample.whole_passes.setdefault(name, []).append(clock.now() - start)
         sample.preprocessing = float(np.mean(prepared))
         for name, runs in turns.items():
-            sample.seconds[name] = float(np.mean([run.seconds for run in runs]))
+            sample.passes[name] = [run.seconds for run in runs]
+            sample.seconds[name] = float(np.mean(sample.passes[name]))
+            sample.end_to_end[name] = float(np.mean(sample.whole_passes[name]))
             sample.stages[name] = {
                 stage: float(np.mean([run.stages[stage] for run in runs])) for stage in STAGES
             }
         return sample
 
     def decode(self, prepare: Callable[[], Inputs], tokens: int) -> dict[str, float]:
-        """Return each model's tokens per second after the first, in one turn on one sample."""
+        """Return each model's tokens per second after the first, over `repeats` turns on one sample."""
         inputs = self._placed(prepare())
         if not self._decoded:
             for model in self.models.values():
                 decode_rate(model, inputs, 2)
             self._decoded = True
-        rates = {}
+        rates: dict[str, list[float]] = {name: [] for name in self.models}
         with _no_collection():
-            for name in self._order():
-                rates[name] = decode_rate(self.models[name], inputs, tokens)
-        return rates
+            for _ in range(self.repeats):
+                for name in self._order():
+                    rates[name].append(decode_rate(self.models[name], inputs, tokens))
+        # Tokens over seconds of all turns: the harmonic mean.
+        return {name: statistics.harmonic_mean(found) for name, found in rates.items()}
 
     def _warm_up(self, inputs: Inputs) -> None:
         grid = inputs.get("image_grid_thw")
@@ -118,7 +125,7 @@ class Turns:
 
     def _order(self) -> list[str]:
         names = list(self.models)
-        return [names[position] for position in self._rng.permutation(len(names))]
+        return [names[position] for position in self.rng.permutation(len(names))]
 
     def _placed(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
