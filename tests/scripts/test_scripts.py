@@ -38,7 +38,7 @@ class Named(list):
 
 class Job:
     def __init__(self, given):
-        for field in ("input", "output", "params", "wildcards", "log"):
+        for field in ("input", "output", "params", "wildcards", "log", "resources"):
             setattr(self, field, Named(given.get(field, [])))
         self.config = given.get("config", {})
         self.threads = 1
@@ -50,7 +50,7 @@ runpy.run_path(script, init_globals={"snakemake": Job(given)})
 
 def run_script(name, log, **given):
     """Run a script with a stand-in for Snakemake's object; return (finished process, log text)."""
-    given["log"] = [str(log)]
+    given = {"resources": {"gpu": 0}} | given | {"log": [str(log)]}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(ROOT / "workflow" / "scripts" / f"{name}.py"),
          json.dumps(given)],

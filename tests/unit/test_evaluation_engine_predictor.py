@@ -15,7 +15,7 @@ from PIL import Image
 
 from interlace.errors import InputError
 from interlace.evaluation import engine, replica, replicas
-from interlace.evaluation.benchmarks import BENCHMARKS, get_benchmark
+from interlace.evaluation.benchmarks import get_benchmark
 from interlace.evaluation.predictions import Prediction, PredictionStore
 from interlace.evaluation.predictor import Predictor
 from interlace.evaluation.prepare import prepare_benchmarks
@@ -106,8 +106,8 @@ def test_seconds_are_those_of_the_slowest_replica(tmp_path):
         PredictionStore(tmp_path, attempt, 1).add({"1": Prediction("", 0, True)}, 1.0)
 
 
-def test_both_engines_say_the_same_on_all_twelve(work, tmp_path):
-    names = list(BENCHMARKS)
+def test_both_engines_say_the_same(work, tmp_path):
+    names = ["MMBench", "POPE", "OCRBench"]  # all twelve: test_evaluation_run
     found = predict(work, tmp_path / "batched", names, batch_size=64)
     reference = predict(work, tmp_path / "reference", names, engine="vlmevalkit", replicas=2)
     assert texts(found) == texts(reference)
