@@ -47,6 +47,15 @@ def grader():
         yield server
 
 
+@pytest.fixture(scope="module")
+def whole(root, tmp_path_factory):
+    """The results of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    with stub_grader() as server:
+        end(start(root, out, server))
+    return out
+
+
 def start(root, out, server):
     grader = {"kind": "openai", "base_url": server.base_url, "model": "rules", "parallel": 1}
     settings = {"modes": {"limited": 6}, "batch_size": 2, "grader": grader}
@@ -80,8 +89,7 @@ def results(out):
     return found
 
 
-def test_killed_while_generating_scoring_and_grading(root, tmp_path, grader):
-    end(start(root, tmp_path / "whole", grader))
+def test_killed_while_generating_scoring_and_grading(root, whole, tmp_path, grader):
     out = tmp_path / "out"
     stores = "work/AI2D-*/predictions-*.jsonl"
     kill_when(start(root, out, grader), lambda: any(f.stat().st_size for f in out.glob(stores)))
@@ -97,25 +105,21 @@ def test_killed_while_generating_scoring_and_grading(root, tmp_path, grader):
         cache.write_bytes(cache.read_bytes()[:-3])
     grader.delay = 0
     end(start(root, out, grader))
-    assert results(out) == results(tmp_path / "whole")
+    assert results(out) == results(whole)
     assert read_store(out, "AI2D") == store  # finished benchmarks were not generated again
     for name in NAMES:
-        ours, whole = ((f / f"{name}.parquet").read_bytes() for f in (out, tmp_path / "whole"))
-        assert ours == whole
+        ours, theirs = ((f / f"{name}.parquet").read_bytes() for f in (out, whole))
+        assert ours == theirs
 
 
 def read_store(out, name):
     return {file.name: file.read_bytes() for file in out.glob(f"work/{name}-*/predictions-*.jsonl")}
 
 
-def test_two_jobs_at_once(root, tmp_path, grader):
-    jobs = [start(root, tmp_path / name, grader) for name in ("a", "b")]
-    for job in jobs:
-        end(job)
-    assert results(tmp_path / "a") == results(tmp_path / "b")
+def test_two_jobs_at_once(root, whole, tmp_path, grader):
     jobs = [start(root, tmp_path / "same", grader) for _ in range(2)]
     outputs = [job.communicate(timeout=240)[0] for job in jobs]
     assert 0 in [job.returncode for job in jobs]
     for job, output in zip(jobs, outputs, strict=True):
         assert job.returncode == 0 or "is at work on it" in output
-    assert results(tmp_path / "same") == results(tmp_path / "a")
+    assert results(tmp_path / "same") == results(whole)

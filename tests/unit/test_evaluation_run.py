@@ -180,7 +180,10 @@ def test_what_is_predicted_is_not_predicted_again(work, tmp_path, monkeypatch):
         raise AssertionError("loaded again")
 
     monkeypatch.setattr("interlace.evaluation.engine.load_model", refuse)
-    assert go(work, tmp_path, ["POPE"], batch_size=1, batch_tokens=100) == first
+    again = go(work, tmp_path, ["POPE"], batch_size=1, batch_tokens=100)
+    assert again["POPE"].pop("batching") == {"batch_size": 1, "batch_tokens": 100}
+    assert first["POPE"].pop("batching")["batch_size"] == 3
+    assert again == first
     with pytest.raises(AssertionError, match="loaded again"):
         go(work, tmp_path, ["POPE"], modes={"limited": 5})
 

@@ -135,6 +135,7 @@ def test_killed_in_every_stage_it_ends_in_the_same_results(undisturbed, tmp_path
     folder = checkout(tmp_path / "killed")
     config = yaml.safe_load((folder / "config" / "smoke.yaml").read_text())
     del config["models"]["standin_4b"]  # every stage once is enough
+    config["evaluation"]["benchmarks"] = ["AI2D", "MMBench", "POPE", "MIABench"]
     (folder / "killed.yaml").write_text(yaml.safe_dump(config | {"tables": [1, 2]}))
     alive = list(KILLED_AT)
     while (stage := make_and_kill(folder, alive)) is not None:
@@ -143,17 +144,11 @@ def test_killed_in_every_stage_it_ends_in_the_same_results(undisturbed, tmp_path
     ours, theirs = results(folder), results(undisturbed[0])
     assert (ours / "report.html").is_file()
     outcomes = [path.relative_to(ours) for path in ours.glob("*/evaluation/*/*/*.parquet")]
-    assert len(outcomes) == 8 * 12
+    assert len(outcomes) == 8 * 4
     for path in outcomes:
         assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path
     for path in ours.glob("*/checkpoints/*/*.safetensors"):
         assert file_digest(path) == file_digest(theirs / path.relative_to(ours)), path
-    rows = [  # Table 2 holds clock times
-        [line for line in (f / "tables/table1.csv").read_text().splitlines() if "8B" in line]
-        for f in (ours, theirs)
-    ]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) > 12
     leftovers = list(ours.rglob("*.partial"))
     assert leftovers == []
 
