@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from interlace.demo.benchmarks import write_benchmarks
 from interlace.demo.models import write_base_model
 from interlace.evaluation import kit, scores
@@ -29,6 +31,8 @@ ENGINES = ("batched", "vlmevalkit")
 
 def main() -> int:
     """Run the comparison; return the exit status."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # threads that wait for each other would count as work
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 below the bar")
     parser.add_argument("--rows", type=int, default=64, help="questions per benchmark")
