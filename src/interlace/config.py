@@ -18,11 +18,12 @@ from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.evaluation.settings import check_pixels
-from interlace.grid import Grid, split_plan_id
+from interlace.grid import Grid
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files
 from interlace.selection.registry import METHODS, PRUNERS, TWO_FOUR
 from interlace.training.recipe import resolve
+from interlace.variants import split_plan_id
 
 Config = dict[str, Any]
 # Folders of a run beside those of its models.

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from interlace.config import complete, load_schema
 from interlace.config_docs import SCHEMA
 from interlace.evaluation.benchmarks import BENCHMARKS, cost, shared_out
-from interlace.grid import Grid, plan_id, split_plan_id, split_seed, variant_id
+from interlace.grid import Grid
 from interlace.selection.registry import METHODS, PRUNERS
+from interlace.variants import plan_id, split_plan_id, split_seed, variant_id
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,8 +3,8 @@ from pathlib import Path
 from interlace.logs import script_log
 
 with script_log(snakemake.log[0], snakemake.threads):
-    from interlace.grid import split_plan_id
     from interlace.selection.plan import write_plan
+    from interlace.variants import split_plan_id
 
     method, ratio = split_plan_id(snakemake.wildcards.plan)
     write_plan(
