@@ -15,7 +15,7 @@ from interlace.evaluation.intervals import bootstrap_interval
 from interlace.evaluation.outcomes import write_outcomes
 from interlace.evaluation.prepare import read_record
 from interlace.evaluation.settings import check_settings, deciding, generation
-from interlace.io import atomic_path, claimed, digest, file_digest, remove, write_json
+from interlace.io import atomic_path, claimed, digest, file_digest, write_json
 from interlace.provenance import stamp, versions
 
 
@@ -119,7 +119,8 @@ class _Job:
             score, outcomes, graded = self._score(benchmark, work, dataset, grader)
         rows = len(said)
         finished = said["finished"].dropna()
-        return _joined(outcomes, said), {
+        # A question of MMBench has one outcome, with what was said to its first rotation.
+        return outcomes.join(said, on="index", validate="one_to_one"), {
             "dataset": benchmark.dataset,
             "score": score,
             "unit": benchmark.unit,
@@ -142,21 +143,19 @@ class _Job:
         self, benchmark: Benchmark, work: Path, dataset: Any, grader: Any | None
     ) -> tuple[float, pd.DataFrame, dict[str, Any]]:
         """Let vlmeval score the predictions in a folder of their own."""
-        from interlace.evaluation import kit, scores, scoring
+        from interlace.evaluation import scores, scoring
 
         if scoring.grades(benchmark, grader):
             # Answers of a grader are kept: a run that was cut off asks only for the others.
             folder = work / f"grades-{digest(grader.identity)}"
         else:
             folder = work / "scores"
-            remove(folder)  # vlmeval takes any score file it finds for its own
         folder.mkdir(exist_ok=True)
         # MMBench's evaluate() rewrites the table that it is given.
         table = folder / "predictions.tsv"
         shutil.copyfile(work / "predictions.tsv", table)
         rows, questions = len(dataset.data), question_ids(dataset)
-        with kit.scoring_patches():
-            graded = scoring.score_predictions(benchmark, dataset, folder, grader, self.data_root)
+        graded = scoring.score_predictions(benchmark, dataset, folder, grader, self.data_root)
         stem = table.with_suffix("")
         score = scores.read_score(benchmark.dataset, stem, rows, graded["judge"])
         outcomes = scores.read_outcomes(benchmark.dataset, stem, questions, graded["judge"])
@@ -203,11 +202,6 @@ def write_predictions(dataset: Any, texts: Sequence[str], path: Path) -> None:
     table = dataset.data.drop(columns="image", errors="ignore").assign(prediction=list(texts))
     with atomic_path(path) as partial:
         table.to_csv(partial, sep="\t", index=False, quoting=csv.QUOTE_ALL)
-
-
-def _joined(outcomes: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
-    """Return outcomes with what was said beside them; a question of MMBench shows its first row."""
-    return outcomes.join(said, on="index", validate="one_to_one")
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
