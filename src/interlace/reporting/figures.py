@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -97,6 +98,7 @@ def write_figure(figure: Figure, stem: Path) -> list[Path]:
     }
     paths = []
     with plt.rc_context(STYLE):
+        _freeze_layout(figure)
         for extension, fields in metadata.items():
             path = stem.with_name(f"{stem.name}.{extension}")
             with atomic_path(path) as partial:
@@ -104,3 +106,15 @@ def write_figure(figure: Figure, stem: Path) -> list[Path]:
             paths.append(path)
     plt.close(figure)
     return paths
+
+
+def _freeze_layout(figure: Figure) -> None:
+    """Lay the figure out once and round where its axes lie.
+
+    The solver of the constrained layout orders its variables by their addresses: its last bits
+    differ from run to run, and matplotlib names the clip paths of an SVG by them.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position(original=True).bounds, 6))
