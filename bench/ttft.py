@@ -36,8 +36,8 @@ from interlace.evaluation.ttft import check_sanity, clock, machine, memory, roof
 from interlace.evaluation.ttft.outcome import Side, summarise
 from interlace.evaluation.ttft.turns import Inputs, Turns
 from interlace.io import write_json
+from interlace.memory import free_bytes
 from interlace.reporting.paper import OVERALL, load_paper
-from interlace.scoring.memory import free_bytes
 
 BAR = 1.1
 # Hidden and inner size, heads, key-value heads, tied head; the tower's hidden and inner size, depth

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import write_windows
+from interlace.stamps import weights_record
 from tests.tiny import make_tiny_checkpoint, make_tiny_finevision
 from tests.unit.score_tables import random_windows
 

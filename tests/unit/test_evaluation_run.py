@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from interlace.errors import InputError
-from interlace.evaluation import kit, run
+from interlace.evaluation import kit
 from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.evaluation.outcomes import read_outcomes_file
 from interlace.evaluation.predictions import Prediction
 from interlace.evaluation.prepare import prepare_benchmarks
 from interlace.evaluation.run import evaluate
 from interlace.io import claimed, read_json
+from interlace.stamps import checkpoint_digest
 from tests.tiny import make_tiny_checkpoint
 from tests.tiny_benchmarks import DATASETS, GRADE, make_tiny_benchmarks, stub_grader
 
@@ -194,11 +195,11 @@ def test_another_checkpoint_is_another_folder(work, tmp_path):
     go(work, tmp_path / "out", ["AI2D"], checkpoint=other)
     folders = [path for path in (tmp_path / "out" / "work").glob("AI2D-*") if path.is_dir()]
     assert len(folders) == 2
-    digest = run.checkpoint_digest(other)
+    digest = checkpoint_digest(other)
     (other / "README.md").write_text("a model card")
-    assert run.checkpoint_digest(other) == digest
+    assert checkpoint_digest(other) == digest
     with pytest.raises(InputError, match="it is not a checkpoint"):
-        run.checkpoint_digest(tmp_path)
+        checkpoint_digest(tmp_path)
 
 
 def test_a_limit_marks_its_result_and_keeps_rotations_together(work, tmp_path):

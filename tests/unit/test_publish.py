@@ -11,11 +11,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 from interlace.errors import InputError
-from interlace.evaluation.run import checkpoint_digest
 from interlace.io import folder_digest, write_json
 from interlace.publish.run import publish
 from interlace.publish.scores import score_section
 from interlace.reporting.results import load_results
+from interlace.stamps import checkpoint_digest
 from tests.hub_uploads import Repository, UploadHub
 from tests.scripts.test_scripts import DRIVER, ROOT
 from tests.unit.reporting_results import write_score

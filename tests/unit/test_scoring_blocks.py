@@ -10,7 +10,7 @@ from interlace.errors import InputError
 from interlace.scoring.blocks import block_losses, score_blocks
 from interlace.scoring.loss import finite_loss
 from interlace.scoring.sleb import run_sleb, sleb_search
-from interlace.scoring.stamps import weights_record
+from interlace.stamps import weights_record
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 from tests.tiny_families import tiny_batch, tiny_model
 from tests.unit.sleb_reference import batches_of, loss_without, reference_loss

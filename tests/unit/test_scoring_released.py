@@ -16,7 +16,6 @@ from interlace.io import write_json
 from interlace.scoring.packs import pack
 from interlace.scoring.released import export_released, import_released
 from interlace.scoring.released_files import released_files, released_names
-from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import (
     Windows,
     longest_window,
@@ -24,6 +23,7 @@ from interlace.scoring.store import (
     window_list,
     write_windows,
 )
+from interlace.stamps import weights_record
 
 LAYERS = 8
 

@@ -19,8 +19,8 @@ from interlace.scoring import chunks, shards
 from interlace.scoring.chunks import merge_shards
 from interlace.scoring.shards import score_shard, score_windows
 from interlace.scoring.similarity import window_sums
-from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import read_windows, window_list
+from interlace.stamps import weights_record
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 from tests.unit.sleb_reference import other_texts
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from interlace import stamps
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import write_json
-from interlace.scoring import stamps
-from interlace.scoring.stamps import weights_record
 from interlace.selection.losses import read_losses
 from interlace.selection.plan import make_plan, read_plan, write_plan
 from interlace.selection.scores import read_scores
 from interlace.selection.sheet import plan_sheet
+from interlace.stamps import weights_record
 from tests.unit.score_tables import RATIOS, plan, random_windows, save, table
 
 

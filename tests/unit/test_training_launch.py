@@ -20,7 +20,8 @@ SRC = Path(launching.__file__).resolve().parents[2]
 WORKER = """\
 import json, os, sys
 from interlace.errors import InputError
-from interlace.training.launch import die_with_parent, reported_failure
+from interlace.processes import die_with_parent
+from interlace.training.launch import reported_failure
 
 die_with_parent()
 with reported_failure(sys.argv[1]):

@@ -270,7 +270,7 @@ def test_decoding_is_timed_in_as_many_turns(work, tmp_path, monkeypatch):
 
 def test_what_does_not_fit_together_is_loaded_in_groups(work, tmp_path, monkeypatch, capsys):
     fake_passes(monkeypatch)
-    monkeypatch.setattr("interlace.scoring.memory.free_bytes", lambda device: 1)
+    monkeypatch.setattr("interlace.memory.free_bytes", lambda device: 1)
     measure(work, tmp_path, ["pruned", "third"], samples=1)
     assert "2 groups, each beside dense: pruned; third" in capsys.readouterr().out
     for name in ("pruned", "third"):

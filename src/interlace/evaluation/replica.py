@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from interlace.errors import InputError
-from interlace.training.launch import die_with_parent
+from interlace.processes import die_with_parent
 
 
 def main() -> None:

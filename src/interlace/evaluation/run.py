@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from interlace.errors import InputError
 from interlace.evaluation.benchmarks import Benchmark, get_benchmark
 from interlace.evaluation.intervals import bootstrap_interval
 from interlace.evaluation.outcomes import write_outcomes
@@ -17,6 +16,7 @@ from interlace.evaluation.prepare import read_record
 from interlace.evaluation.settings import check_settings, deciding, generation
 from interlace.io import atomic_path, claimed, digest, file_digest, write_json
 from interlace.provenance import stamp, versions
+from interlace.stamps import checkpoint_digest
 
 
 def evaluate(
@@ -202,21 +202,3 @@ def write_predictions(dataset: Any, texts: Sequence[str], path: Path) -> None:
     table = dataset.data.drop(columns="image", errors="ignore").assign(prediction=list(texts))
     with atomic_path(path) as partial:
         table.to_csv(partial, sep="\t", index=False, quoting=csv.QUOTE_ALL)
-
-
-def checkpoint_digest(checkpoint: Path) -> str:
-    """Return a digest of what decides a checkpoint's answers: weights, config, processor.
-
-    Its model card and `interlace.json` do not. InputError if there are no weights.
-    """
-    checkpoint = Path(checkpoint)
-    if not any(checkpoint.glob("*.safetensors")):
-        raise InputError(f"{checkpoint}: no *.safetensors here; it is not a checkpoint")
-    files = sorted(
-        path
-        for path in checkpoint.iterdir()
-        if path.is_file()
-        and path.name not in ("README.md", "interlace.json")
-        and path.name[0] != "."
-    )
-    return digest([[path.name, file_digest(path)] for path in files])

@@ -7,12 +7,12 @@ from typing import Any
 
 from interlace.decoder.card import model_card
 from interlace.errors import InputError
-from interlace.evaluation.run import checkpoint_digest
 from interlace.io import digest, folder_digest, read_json, remove, write_json, write_text
 from interlace.provenance import stamp
 from interlace.publish import hub
 from interlace.publish.scores import known_scores, score_section
 from interlace.reporting.results import MODES
+from interlace.stamps import checkpoint_digest
 
 
 def publish(

@@ -15,7 +15,7 @@ MODE_NAMES = {"cot": "long answers (CoT)", "limited": "short answers (limited)"}
 def known_scores(files: Sequence[Path], variant: str, revision: str) -> tuple[Results, list[Path]]:
     """Return the scores in evaluation `files`, and which files are of other weights, left out.
 
-    `revision` is `evaluation.run.checkpoint_digest` of the variant's checkpoint: a score of an
+    `revision` is `stamps.checkpoint_digest` of the variant's checkpoint: a score of an
     earlier one must not stand on its card. Files of other variants (dense) are taken as they are.
     """
     stale = []

@@ -14,7 +14,7 @@ from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.io import digest
 from interlace.provenance import stamp
 from interlace.scoring.batches import SampleBatches
-from interlace.scoring.stamps import file_stamps, weights_record
+from interlace.stamps import file_stamps, weights_record
 
 TEXT = "whole conversations of the run's own calibration samples, user and assistant turns"
 SLEB_TEXT = "the reference of SLEB uses WikiText-2, the paper does not say what it used"

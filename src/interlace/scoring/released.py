@@ -17,8 +17,8 @@ from interlace.io import digest, file_digest, read_json, write_json
 from interlace.provenance import stamp
 from interlace.scoring.packs import write_packs
 from interlace.scoring.released_files import SIZES, SUFFIX
-from interlace.scoring.stamps import weights_record
 from interlace.scoring.store import Windows, read_windows, window_list, write_windows
+from interlace.stamps import weights_record
 
 SUBSET = "imported"  # the layout does not say which sample a mean is of
 

@@ -16,7 +16,6 @@ from interlace.provenance import versions
 from interlace.scoring.batches import SampleBatches
 from interlace.scoring.chunks import CHUNK, join_chunks, merge_shards, num_chunks
 from interlace.scoring.similarity import CONVENTION, WindowRecorder, run_batches
-from interlace.scoring.stamps import file_stamps, weights_record
 from interlace.scoring.store import (
     Windows,
     longest_window,
@@ -24,6 +23,7 @@ from interlace.scoring.store import (
     window_list,
     write_windows,
 )
+from interlace.stamps import file_stamps, weights_record
 
 # What the numbers depend on, besides weights and samples.
 SETTINGS = (

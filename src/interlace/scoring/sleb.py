@@ -29,11 +29,11 @@ from interlace.decoder.layers import decoder_layers, num_layers
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest, read_json, write_json
+from interlace.memory import free_bytes
 from interlace.progress import track
 from interlace.provenance import versions
 from interlace.scoring.calibration import CONVENTION, TEXT, Calibration, load_calibration
 from interlace.scoring.loss import BatchLoss, finite_loss
-from interlace.scoring.memory import free_bytes
 from interlace.scoring.prefixes import PrefixRun, Storage
 
 SHARE_OF_FREE = 0.5  # of the free memory, for states; the rest is for what a layer needs as it runs

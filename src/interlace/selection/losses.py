@@ -13,7 +13,7 @@ from interlace.io import digest, read_json
 class Losses:
     """The loss without each layer, in the order of the file, and the dense model's loss.
 
-    `weights` are those measured on (`interlace.scoring.stamps.weights_record`). `work`: the layers
+    `weights` are those measured on (`interlace.stamps.weights_record`). `work`: the layers
     that were run for it, and that a plain search would have run, where the file says so.
     """
 

@@ -11,12 +11,12 @@ from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, read_json, write_json, write_text
 from interlace.provenance import stamp
-from interlace.scoring.stamps import check_weights
 from interlace.selection.losses import Losses, read_losses, read_removals
 from interlace.selection.method import Request
 from interlace.selection.registry import METHODS
 from interlace.selection.scores import READINGS, ScoreTable, read_scores
 from interlace.selection.sheet import plan_sheet
+from interlace.stamps import check_weights
 
 
 @dataclass

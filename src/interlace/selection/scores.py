@@ -29,7 +29,7 @@ class ScoreTable:
     the mean over samples of each one's token mean; all starts 0..L-k are there, None for a window
     that was not measured. `token_means` is None where token counts are unknown (imported scores).
     `calibration` says what was measured: text, modality, subsets, num_samples. `source` names the
-    file in messages, `weights` those measured on (`interlace.scoring.stamps.weights_record`).
+    file in messages, `weights` those measured on (`interlace.stamps.weights_record`).
     """
 
     num_layers: int

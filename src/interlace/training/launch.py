@@ -5,7 +5,6 @@ in a file that all nodes can read; of the command line, which others can read to
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -22,13 +21,12 @@ from typing import Any
 
 from interlace.errors import InputError
 from interlace.io import digest, read_json, write_json
+from interlace.processes import die_with_parent
 
 _JOB = "job.json"
 # Of the SLURM variables only these describe the allocation; the others describe the step that we
 # run in, and srun would take them as options of the step that it starts.
 _KEPT = ("SLURM_JOB_ID", "SLURM_JOBID", "SLURM_CLUSTER_NAME", "SLURM_CONF", "SLURM_SUBMIT_")
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # opened here: a forked child should not load libraries
 
 
 def launch(
@@ -77,11 +75,6 @@ def check_processes(processes: int) -> None:
         raise InputError(
             f"finetune.processes: {processes}, but {torch.cuda.device_count()} GPUs are visible"
         )
-
-
-def die_with_parent() -> None:
-    """Let the kernel end this process (SIGTERM) when its parent dies, however that happens."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 @contextlib.contextmanager

@@ -8,33 +8,13 @@ from pathlib import Path
 
 from interlace.errors import InputError
 from interlace.io import read_json, write_json
+from interlace.memory import is_out_of_memory
 from interlace.training.memory import MemoryEstimate
 from interlace.training.recipe import Recipe
-
-# What the allocators of torch (CPU, CUDA) and of CUDA's libraries say; all but the first of them
-# come as a plain RuntimeError.
-_SIGNS = (
-    "CUDA out of memory",
-    "DefaultCPUAllocator",
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 
 class OutOfMemory(InputError):
     """Training needs more memory than there is; the line says how much, for what, and the way out."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an allocation failed: of torch on a GPU or a CPU, or of Python."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 class MicroBatchMemory:

@@ -25,7 +25,7 @@ from interlace.data.stamp import samples_digest
 from interlace.errors import InputError
 from interlace.io import atomic_path, digest, read_json
 from interlace.provenance import versions
-from interlace.scoring.stamps import WEIGHTS, file_stamps
+from interlace.stamps import WEIGHTS, file_stamps
 from interlace.training.vision_tower import stand_in
 
 RECORD, INDEX = "vision.json", "index.parquet"

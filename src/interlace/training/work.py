@@ -19,7 +19,7 @@ from interlace.data.stamp import samples_digest
 from interlace.decoder.checkpoint import sync
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest, read_json, remove, write_json
-from interlace.training.out_of_memory import is_out_of_memory
+from interlace.memory import is_out_of_memory
 from interlace.training.recipe import of_the_weights
 
 _SIZES = "sizes.json"  # of a checkpoint's files, by name

@@ -3,7 +3,8 @@
 import sys
 
 from interlace.io import read_json
-from interlace.training.launch import die_with_parent, reported_failure
+from interlace.processes import die_with_parent
+from interlace.training.launch import reported_failure
 
 
 def main(arguments: list[str]) -> None:

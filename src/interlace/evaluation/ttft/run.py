@@ -54,7 +54,7 @@ def measure_ttft(
     and where another process measures the same; what `check_sanity` finds is printed.
     """
     from interlace.decoder.load import default_device
-    from interlace.evaluation.run import checkpoint_digest
+    from interlace.stamps import checkpoint_digest
 
     chosen = [get_benchmark(name) for name in benchmarks]
     records = {b.name: read_record(b.dataset, data_root) for b in chosen}
@@ -127,7 +127,7 @@ def _groups(
     paths: dict[str, Path], settings: dict[str, Any], device: torch.device
 ) -> list[list[str]]:
     """Return which models are loaded together, dense in every group; say so if it is not all."""
-    from interlace.scoring.memory import free_bytes
+    from interlace.memory import free_bytes
 
     dtype = settings.get("dtype", "float32")
     needs = {name: memory.weights_loaded(path, dtype) for name, path in paths.items()}

@@ -4,7 +4,7 @@ import psutil
 import pytest
 import torch
 
-from interlace.scoring.memory import free_bytes
+from interlace.memory import free_bytes
 
 
 def test_main_memory_is_bounded_by_what_the_job_asked_for():

@@ -1,4 +1,4 @@
-"""Which files a score was measured on: the weights by their digest, all by size and time. No torch.
+"""Which files a result was measured on: the weights by their digest, all by size and time. No torch.
 
 A checkpoint of 8B holds 16 GB: who asks later whether the weights are still the same reads them
 only where sizes or times say that they may not be.
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.io import folder_digest
+from interlace.io import digest, file_digest, folder_digest
 
 WEIGHTS = "*.safetensors"
 
@@ -49,3 +49,21 @@ def check_weights(
             f"{path}: measured on other weights than {base} holds (digest {measured}, not {found}); "
             f"{mend}"
         )
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """Return a digest of what decides a checkpoint's answers: weights, config, processor.
+
+    Its model card and `interlace.json` do not. InputError if there are no weights.
+    """
+    checkpoint = Path(checkpoint)
+    if not any(checkpoint.glob("*.safetensors")):
+        raise InputError(f"{checkpoint}: no *.safetensors here; it is not a checkpoint")
+    files = sorted(
+        path
+        for path in checkpoint.iterdir()
+        if path.is_file()
+        and path.name not in ("README.md", "interlace.json")
+        and path.name[0] != "."
+    )
+    return digest([[path.name, file_digest(path)] for path in files])
