@@ -4,17 +4,19 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The lock's own name is in the stamp's, so that a changed lock installs again.
 READY := $(VENV)/.installed
 RUN := demo
 CONFIG := config/config.yaml
 
 demo: $(READY)
 	@mkdir -p results
-	@# flock keeps two runs apart; under it, a lock that a killed run left behind is safe to remove.
+	@# flock keeps two of make's runs apart and ends with them, however they end; those of a plain
+	@# snakemake tell by its own locks, which make's leave none of.
 	@exec 9> results/.make.lock; flock -w 10 9 || { echo "make: another run is going on here" >&2; exit 1; }; \
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
-	snakemake --unlock --cores 1 --configfile $(CONFIG) > /dev/null 2>&1; \
+	set -- .snakemake/locks/*.lock; if [ -e "$$1" ]; then \
+	echo "make: a snakemake is at work here, or was killed; wait for it, or, if none runs, say" \
+	"$(BIN)/snakemake --unlock --cores 1 --configfile $(CONFIG)" >&2; exit 1; fi; \
 	snakemake --cores all --configfile $(CONFIG) --nolock && \
 	echo && echo "Tables:  results/$(RUN)/tables/*.md (also .csv .tex .html)" && \
 	echo "Figures: results/$(RUN)/figures/*.png (also .svg .pdf)" && \
@@ -37,7 +39,7 @@ lock:
 	envs/lock.sh
 
 $(READY): envs/requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r envs/requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)

@@ -43,6 +43,7 @@ rule all:
 
 localrules:
     all,
+    effective_config,
     samples,
     conversations,
     scores,

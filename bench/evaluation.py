@@ -12,17 +12,20 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from interlace.demo.benchmarks import write_benchmarks
 from interlace.demo.models import write_base_model
-from interlace.evaluation import kit, scores
+from interlace.evaluation import kit
 from interlace.evaluation.benchmarks import BENCHMARKS, Benchmark, get_benchmark
 from interlace.evaluation.predictions import Prediction
 from interlace.evaluation.predictor import Predictor
 from interlace.evaluation.prepare import prepare_benchmark
 from interlace.evaluation.run import write_predictions
+from interlace.evaluation.scores import read_score
+from interlace.evaluation.scoring import score_predictions
 
 BAR, EQUAL = 4.0, 0.995
 CHOSEN = ("MMBench", "TextVQA", "HRBench4K")
@@ -35,7 +38,7 @@ def main() -> int:
         torch.set_num_threads(1)  # threads that wait for each other would count as work
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 below the bar")
-    parser.add_argument("--rows", type=int, default=64, help="questions per benchmark")
+    parser.add_argument("--rows", type=int, default=64, help="rows per benchmark, at most")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each engine")
     parser.add_argument("--model", default="standin_8b", help="a demo model")
     parser.add_argument("--mode", type=int, default=50, help="most new tokens of an answer")
@@ -57,15 +60,26 @@ def compare(folder: Path, chosen: Sequence[Benchmark], args: argparse.Namespace)
     predictors = {
         engine: Predictor(
             folder / "base",
-            folder / "tsv",
-            {"modes": {"bench": args.mode}, "engine": engine, "replicas": 1, "limit": args.rows},
+            {"modes": {"bench": args.mode}, "engine": engine, "device": "cpu"},
             mode="bench",
             seed=0,
         )
         for engine in ENGINES
     }
-    for engine, predictor in predictors.items():
-        predictor.predict(chosen[0], folder / "warm" / engine)  # loads the model
+    with kit.kit_environment(folder / "tsv"):
+        return take_turns(folder, chosen, predictors, args)
+
+
+def take_turns(
+    folder: Path,
+    chosen: Sequence[Benchmark],
+    predictors: dict[str, Predictor],
+    args: argparse.Namespace,
+) -> int:
+    """Compare the predictors in vlmeval's environment; return the exit status."""
+    datasets = {benchmark.name: kit.build_benchmark(benchmark, args.rows) for benchmark in chosen}
+    for engine, predictor in predictors.items():  # loads the model
+        predictor.predict(chosen[0], datasets[chosen[0].name], folder / "warm" / engine)
     totals = dict.fromkeys(ENGINES, 0.0)
     walls = dict.fromkeys(ENGINES, 0.0)
     rows = equal = 0
@@ -78,7 +92,7 @@ def compare(folder: Path, chosen: Sequence[Benchmark], args: argparse.Namespace)
             for engine, predictor in predictors.items():
                 start = time.process_time()
                 work = folder / f"{engine}-{turn}" / benchmark.name
-                store = predictor.predict(benchmark, work)
+                store = predictor.predict(benchmark, datasets[benchmark.name], work)
                 cpu[engine].append(time.process_time() - start)
                 wall[engine].append(store.seconds)
                 said[engine] = store.predictions
@@ -91,7 +105,8 @@ def compare(folder: Path, chosen: Sequence[Benchmark], args: argparse.Namespace)
         for engine in ENGINES:
             totals[engine] += min(cpu[engine])
             walls[engine] += min(wall[engine])
-        found = [score(folder, benchmark, said[engine], args.rows) for engine in ENGINES]
+        dataset = datasets[benchmark.name]
+        found = [score(folder, benchmark, dataset, said[engine]) for engine in ENGINES]
         all_scores_equal &= found[0] == found[1]
         print(
             f"{benchmark.name}: {len(theirs)} rows, CPU s {min(cpu['batched']):.2f} | "
@@ -108,23 +123,17 @@ def compare(folder: Path, chosen: Sequence[Benchmark], args: argparse.Namespace)
 
 
 def score(
-    folder: Path, benchmark: Benchmark, predictions: dict[str, Prediction], limit: int
+    folder: Path, benchmark: Benchmark, dataset: Any, predictions: dict[str, Prediction]
 ) -> float | None:
     """Return VLMEvalKit's score; None for MIA-Bench, which a grader would have to read."""
     if benchmark.needs_grader:
         return None
-    with (
-        tempfile.TemporaryDirectory(dir=folder) as name,
-        kit.kit_environment(folder / "tsv"),
-        kit.scoring_patches(),
-    ):
-        dataset = kit.build_benchmark(benchmark, limit)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
         table = Path(name) / "predictions.tsv"
         texts = [predictions[str(index)].text for index in dataset.data["index"]]
         write_predictions(dataset, texts, table)
-        rows = len(dataset.data)
-        dataset.evaluate(str(table), model="exact_matching", nproc=1)
-        return scores.read_score(benchmark.dataset, table.with_suffix(""), rows, "exact_matching")
+        score_predictions(benchmark, dataset, table.parent, None)
+        return read_score(benchmark.dataset, table.with_suffix(""), len(texts))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Fine-tuning: recipe `fast` beside `paper`, in turns on the same model, plan and samples.
 
-Every run is a process of its own that calls what the workflow calls; on a GPU its first step is not
-counted.
+Every run is a process of its own that calls what the workflow calls, and has half an hour; on a GPU
+its first step is not counted, in which kernels are chosen or compiled. The clock starts with that
+step, behind imports and engines.
 Time is the processor's on a CPU, where others may run beside, on one thread unless OMP_NUM_THREADS
 says otherwise, and the clock's on a GPU.
 The model is a random Qwen3-VL of 36 layers of which 9 are dropped and 9 tuned, its vocabulary the
 8B's scaled with the width; two samples in three have a picture of 49 tokens, turns and lengths vary
 as FineVision's do (about 4 turns of 107 answer tokens on average, https://huggingface.co/spaces/
-HuggingFaceM4/FineVision), scaled by --length. Then every lever alone is turned on in `paper`; the
-original packs its batches of 16 too, so `paper, packing` is the fairer base where that matters.
+HuggingFaceM4/FineVision), scaled by --length. Then, with --levers paper, every lever alone is turned on in `paper`; the
+original packs its batches of 16 too, so `paper, packing` is the fairer base where that matters. With
+--levers fast, every other way that this machine has is taken in `fast`: back ends of attention, heads,
+torch.compile, checkpointing.
 
 Bars for --check: samples per second of fast over paper at least 3 on a CPU, 4 on a GPU; losses of
 the two equal to 1e-5 in float32. Prints that ratio last. On a GPU, in the real shapes:
@@ -21,10 +24,12 @@ import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +41,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from interlace.demo.models import write_base_model
+from interlace.errors import InputError
 from interlace.io import write_json
-from interlace.training.memory import model_shape
+from interlace.training.attention import unavailable
+from interlace.training.head import choose_head
+from interlace.training.shape import model_shape
 from interlace.training.vision_cache import cache_vision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +65,20 @@ LEVERS: dict[str, dict[str, Any]] = {
     "one device, no ZeRO-3": {"sharding": "none"},
     "stored vision features": {"vision": "cached"},
 }
+FAST_LEVERS: dict[str, dict[str, Any]] = {
+    "attention sdpa": {"attention": "sdpa"},
+    "attention flex": {"attention": "flex_attention"},
+    "attention flash 2": {"attention": "flash_attention_2"},
+    "padded": {"packing": False},
+    "head in chunks": {"head": "chunked"},
+    "head of supervised tokens": {"head": "supervised"},
+    "head of all tokens": {"head": "full"},
+    "head by liger": {"head": "liger"},
+    "compiled layers": {"compile": True, "sharding": "none"},
+    "checkpointing": {"checkpointing": "tuned"},
+    "stored vision features": {"vision": "cached"},
+}
+RUN_SECONDS = 1800
 
 
 def write_model(folder: Path, args: argparse.Namespace) -> None:
@@ -114,6 +136,8 @@ def write_samples(folder: Path, args: argparse.Namespace) -> None:
         rows.append({"id": f"s{index}", "images": images, "texts": turns})
     (folder / "words").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "words" / "train.parquet")
+    manifest = [{"id": row["id"], "status": "kept"} for row in rows]
+    pq.write_table(pa.Table.from_pylist(manifest), folder / "manifest.parquet")
 
 
 def settings_of(args: argparse.Namespace, recipe: str, levers: dict[str, Any]) -> dict[str, Any]:
@@ -131,11 +155,11 @@ def settings_of(args: argparse.Namespace, recipe: str, levers: dict[str, Any]) -
 def run_one(folder: Path, settings: dict[str, Any]) -> None:
     """Tune in this process and print what it took."""
     from interlace.io import read_json
-    from interlace.training import metrics
+    from interlace.training import tune
     from interlace.training.run import finetune
 
     if not torch.cuda.is_available():  # others may run beside: this process's own time counts
-        metrics.time.monotonic = time.process_time
+        tune.Exchange = partial(tune.Exchange, clock=time.process_time)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     out = folder / "out"
     finetune(
@@ -159,8 +183,19 @@ def run_one(folder: Path, settings: dict[str, Any]) -> None:
     print(json.dumps(result))
 
 
+def lacking(levers: dict[str, Any]) -> str | None:
+    """Return why levers cannot be had on this machine, or None."""
+    try:
+        choose_head(levers.get("head", "chunked") if levers.get("head") != "full" else "auto")
+    except InputError as error:
+        return str(error)
+    if levers.get("compile") and not (torch.cuda.is_available() or shutil.which("g++")):
+        return "torch.compile needs a GPU or g++"
+    return unavailable(levers.get("attention", "auto"))
+
+
 def run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Tune in a process of its own."""
+    """Tune in a process of its own; SystemExit where it fails or takes longer than `RUN_SECONDS`."""
     command = [
         sys.executable,
         __file__,
@@ -171,7 +206,13 @@ def run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     ]
     # One thread, unless told otherwise: those that wait for each other would count as work.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment,
+            timeout=RUN_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"a run took longer than {RUN_SECONDS} s: {settings['levers']}") from None
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -229,7 +270,10 @@ def main() -> int:
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--pack-tokens", type=int)
     parser.add_argument("--rounds", type=int, default=2, help="runs of each recipe, in turns")
-    parser.add_argument("--no-levers", action="store_true", help="the two recipes only")
+    parser.add_argument(
+        "--levers", choices=("paper", "fast", "none"), default="paper",
+        help="the recipe whose levers are turned, one at a time",
+    )  # fmt: skip
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -246,8 +290,9 @@ def main() -> int:
         tune = [layer + 1 for layer in drop]
         freeze = [n for n in range(LAYERS) if n not in {*drop, *tune}]
         write_json(folder / "plan.json", {
-            "method": "bench", "ratio": 25, "num_layers": LAYERS, "num_dropped": DROPPED,
-            "drop": drop, "tune": tune, "freeze": freeze,
+            "model": "bench", "method": "bench", "ratio": 25, "num_layers": LAYERS,
+            "num_dropped": DROPPED, "drop": drop, "tune": tune, "freeze": freeze,
+            "reading": "paper", "seed": 0, "how_reached": "stated",
         })  # fmt: skip
         device = "cuda" if torch.cuda.is_available() else "cpu"
         print(
@@ -271,9 +316,14 @@ def main() -> int:
                 show(recipe, result, None)
         paper = max(rates["paper"])
         operations = operations_per_token(folder / "base", drop, tune, fast[0]["supervised"])
-        if not args.no_levers:
-            for name, levers in LEVERS.items():
-                show(f"paper, {name}", run(folder, settings_of(args, "paper", levers)), paper)
+        levers_of = {"paper": LEVERS, "fast": FAST_LEVERS, "none": {}}[args.levers]
+        for name, levers in levers_of.items():
+            title = f"{args.levers}, {name}"
+            if why := lacking(levers):
+                print(f"  {title:<34} not here: {why}", flush=True)
+                continue
+            result = run(folder, settings_of(args, args.levers, levers))
+            show(title, result, max(rates[args.levers]))
     worst = max(abs(a - b) for a, b in zip(losses["paper"], losses["fast"], strict=True))
     print(f"largest difference of a loss: {worst:.1e}")
     ratio = max(rates["fast"]) / paper

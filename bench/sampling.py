@@ -45,9 +45,9 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from interlace.io import read_json
-from interlace.sampling.published import BYTES, published_rows
 from tests.finevision_like import REPO, scaled_rows, write_hollow, write_scaled
 from tests.loopback_hub import Hub
+from tests.published import BYTES, published_rows
 
 BAR, BAR_CPU_S, BAR_MB = 1.25, 120.0, 1000.0
 ADDRESS = f"hf://datasets/{REPO}"

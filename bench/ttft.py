@@ -3,7 +3,7 @@
 Without --shape, on the 8B's stand-in: dense beside two variants of 27 layers (other layers dropped)
 and one of 33, in turns on pictures of several sizes. On a CPU, where others may run beside, time is
 the processor's. Bars for --check: `check_sanity` finds nothing (variants of equal depth agree within
-the interval, the decoder's time follows its depth, the stages add up to the total), and the first
+the interval, the decoder's time follows its depth, no stage is negative), and the first
 token of 27 layers comes at least 1.1 times as fast. Prints that ratio last.
 
 With --shape, random weights in the shape of the 8B or 4B, 36 layers beside 33, 31, 29 and 27 (10,
@@ -34,6 +34,7 @@ from interlace.decoder.surgery import drop_layers
 from interlace.demo.models import write_base_model
 from interlace.evaluation.ttft import check_sanity, clock, machine, memory, roofline
 from interlace.evaluation.ttft.outcome import Side, summarise
+from interlace.evaluation.ttft.ratios import STAGES
 from interlace.evaluation.ttft.turns import Inputs, Turns
 from interlace.io import write_json
 from interlace.memory import free_bytes
@@ -141,24 +142,18 @@ def measure(
     args: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
     """Yield a result for every variant and benchmark, as TTFT files hold them."""
-    turns = Turns(
-        models, resident, warmup=1, repeats=args.repeats, rng=np.random.default_rng(args.seed)
-    )
+    turns = Turns(models, resident, warmup=1, repeats=args.repeats)
+    rng = np.random.default_rng(args.seed)
     dense = models["dense"]
     peaks = roofline.measure_peaks(dense.device, dense.dtype)
     for benchmark, prepared in samples.items():
         turns.memory.peaks.clear()
-        found = turns.measure([(str(i), prepare) for i, prepare in enumerate(prepared)])
-        rates = turns.decode(prepared[0], args.decode_tokens)
+        found = turns.measure([(str(i), prepare) for i, prepare in enumerate(prepared)], rng)
+        rates = turns.decode(prepared[0], args.decode_tokens, rng)
         clocks = {"after": machine.read_clocks(dense.device)}
         work, sides = {}, {}
         for name, model in models.items():
-            work[name] = [
-                roofline.prefill_work(
-                    model.config, s.images, s.visual_tokens + s.text_tokens, model.dtype.itemsize
-                )
-                for s in found
-            ]
+            work[name] = roofline.work_of(model, found)
             layers = model.config.text_config.num_hidden_layers
             peak = turns.memory.peaks[name]
             sides[name] = Side(layers, resident[name], resident[name], peak, rates[name])
@@ -282,7 +277,7 @@ def print_details(results: list[dict[str, Any]]) -> None:
         side = "dense" if name == "dense" else "pruned"
         found = [r for r in results if name in ("dense", r["variant"])]
         total = sum(r[side]["mean_s"] for r in found)
-        shares = {s: sum(r["split"][side][f"{s}_s"] for r in found) / total for s in clock.STAGES}
+        shares = {s: sum(r["split"][side][f"{s}_s"] for r in found) / total for s in STAGES}
         ratio = sum(r["split"]["dense"]["decoder_s"] for r in found)
         ratio /= sum(r["split"][side]["decoder_s"] for r in found)
         rate = np.mean([r[side]["decode_tokens_per_s"] for r in found])
@@ -305,9 +300,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--decode-tokens", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for the results, as TTFT files")
+    parser.add_argument("--out", type=Path, help="folder for TTFT files (needs a GPU)")
     args = parser.parse_args()
     on_gpu = torch.cuda.is_available()
+    if args.out and not on_gpu:
+        parser.error("--out needs a GPU: on a CPU the processor's time is taken, which is no TTFT")
     if not on_gpu:
         clock.now = time.process_time
         torch.set_num_threads(1)

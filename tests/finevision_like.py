@@ -19,7 +19,7 @@ from PIL import Image
 
 from interlace.data.seeds import derive_seed
 from interlace.demo.finevision import RATINGS, ROW_GROUP, SCHEMA
-from interlace.sampling.published import published_rows
+from tests.published import published_rows
 
 REPO = "HuggingFaceM4/FineVision"
 TEXT_ONLY = "text_"  # how the names of the 16 subsets without images begin

@@ -1,7 +1,10 @@
 """Tiny stand-ins for tests: a random but real Qwen3-VL checkpoint and a FineVision-shaped folder."""
 
+import functools
 import io
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +53,25 @@ SUBSETS = {
 
 def make_tiny_tokenizer(vocab_size: int = 400):
     """Return a byte-level BPE tokenizer of at most `vocab_size` entries with Qwen's specials."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
+
+    trained = _trained_bpe(vocab_size)
+    tokenizer = Qwen2Tokenizer(
+        vocab=dict(trained["vocab"]),
+        merges=[tuple(pair) for pair in trained["merges"]],
+        unk_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=4096,
+    )
+    extra = [token for token in SPECIALS if token not in ("<|endoftext|>", "<|im_end|>")]
+    tokenizer.add_special_tokens({"additional_special_tokens": extra})
+    return tokenizer
+
+
+@functools.cache
+def _trained_bpe(vocab_size: int) -> dict:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
     bpe = Tokenizer(models.BPE())
@@ -72,18 +92,7 @@ def make_tiny_tokenizer(vocab_size: int = 400):
         show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
-    trained = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
-        unk_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        model_max_length=4096,
-    )
-    extra = [token for token in SPECIALS if token not in ("<|endoftext|>", "<|im_end|>")]
-    tokenizer.add_special_tokens({"additional_special_tokens": extra})
-    return tokenizer
+    return json.loads(bpe.to_str())["model"]
 
 
 def make_tiny_processor(patch: int = 16):
@@ -114,6 +123,15 @@ def make_tiny_checkpoint(
     Patch 16, merge 2, three vision blocks that all feed DeepStack, four heads of eight. Decoder
     matrices have standard deviation 1/sqrt(fan in), so that layers really change what they get.
     """
+    made = _tiny_checkpoint(layers, hidden, tied, seed).name
+    return Path(shutil.copytree(made, out, copy_function=shutil.copyfile, dirs_exist_ok=True))
+
+
+@functools.cache
+def _tiny_checkpoint(
+    layers: int, hidden: int, tied: bool, seed: int
+) -> tempfile.TemporaryDirectory:
+    """Make a checkpoint once in this process; the folder goes with it."""
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -171,9 +189,10 @@ def make_tiny_checkpoint(
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=[eos, pad], pad_token_id=pad
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    return Path(out)
+    folder = tempfile.TemporaryDirectory()
+    model.save_pretrained(folder.name)
+    processor.save_pretrained(folder.name)
+    return folder
 
 
 def make_tiny_finevision(

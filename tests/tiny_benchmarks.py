@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def _choice(
     if dataset == "ScienceQA_TEST":
         row["hint"] = "The picture has one color."
     return row
+
+
+def take_for_long(monkeypatch) -> None:
+    """Let vlmeval take every TSV for one above 1 GB, and decode its pictures in this process."""
+    from interlace.evaluation import kit
+
+    kit.load_vlmeval()
+    monkeypatch.setattr("vlmeval.dataset.image_base.file_size", lambda *_: 2)
+    monkeypatch.setattr("vlmeval.smp.file.mp.Pool", lambda _: ThreadPool(1))
 
 
 class GraderHandler(BaseHTTPRequestHandler):

@@ -14,20 +14,23 @@ from typing import Any
 import jsonschema
 import yaml
 
-from interlace.decoder.ratio import num_dropped
+from interlace.depth import check_depth
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.evaluation.grading import check_grader
 from interlace.evaluation.settings import check_pixels
-from interlace.grid import Grid
 from interlace.io import read_json
 from interlace.scoring.released_files import released_files
-from interlace.selection.registry import METHODS, PRUNERS, TWO_FOUR
+from interlace.secrets import secret_in
+from interlace.selection.registry import PRUNERS, TWO_FOUR
 from interlace.training.recipe import resolve
-from interlace.variants import split_plan_id
 
 Config = dict[str, Any]
-# Folders of a run beside those of its models.
-RESERVED = ("benchmarks", "demo", "figures", "logs", "samples", "sampling", "tables")
+# What a run keeps beside the folders of its models.
+RESERVED = (
+    *("audit.html", "audit.md", "benchmarks", "config.yaml", "conversations", "demo", "examples"),
+    *("figures", "logs", "report.html", "samples", "sampling", "tables"),
+)
 # What the schema's `x-methods` stands for: the registry knows the methods, the file lists none.
 METHOD_LISTS = {"pruners": PRUNERS, "baselines": (*TWO_FOUR, *PRUNERS)}
 
@@ -84,7 +87,7 @@ def _one_line(error: jsonschema.ValidationError) -> str:
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
     place = place.lstrip(".") or "top level"
     if error.validator == "additionalProperties":
-        known = sorted(error.schema.get("properties", {}))
+        known = sorted(error.schema["properties"])
         unknown = sorted(set(error.instance) - set(known))
         key = unknown[0]
         return f"config: unknown key '{key}' at {place}{_near(key, known)}"
@@ -120,7 +123,6 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
         raise InputError(
             f"config: experiments.seeds: {config['seed']} is the run's own seed already; leave it out"
         )
-    depths: dict[str, int | None] = {}
     for key, model in models.items():
         model.setdefault("label", key)
         if model["scores"]:
@@ -139,14 +141,11 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
                     + _near(model["path"], list(demo_models))
                 )
             depth = demo_models[model["path"]]
-        depths[key] = depth
-        _check_ratios(experiments, key, depth)
-        _check_protected(config["plan"]["protect"], key, depth)
+        check_depth(config, key, depth)
         if key in RESERVED:
             raise InputError(
                 f"config: models.{key}: a run keeps other files under this name; choose another key"
             )
-    _check_windows(config, depths)
     for section in ("scoring", "sleb", "sparsity", "finetune", "evaluation"):
         low, high = config[section]["min_pixels"], config[section]["max_pixels"]
         if low and high and low > high:
@@ -154,27 +153,15 @@ def _check(config: Config, demo_models: Mapping[str, int]) -> None:
     if config["data"]["source"] in ("hub", "address") and not config["data"]["path"]:
         what = "id of the hub dataset" if config["data"]["source"] == "hub" else "address"
         raise InputError(f"config: data.path: missing; give the {what}")
+    if secret_in(config["data"]["path"] or ""):  # it would stand in messages and records
+        raise InputError(
+            "config: data.path: an address without password, token or query is expected; give what "
+            "opens it where fsspec looks (environment, ~/.netrc, ~/.config/fsspec)"
+        )
     if config["data"]["source"] == "local":
         _check_samples_folder(config["data"]["path"])
     _check_evaluation(config["evaluation"])
     _check_finetune(config["finetune"])
-
-
-def _check_ratios(experiments: Config, key: str, depth: int | None) -> None:
-    """Check that every ratio drops at least one layer and at most a third (K = floor(rho L))."""
-    places = [("experiments.ratio", experiments["ratio"])]
-    places += [(f"experiments.ratios[{i}]", r) for i, r in enumerate(experiments["ratios"])]
-    for place, ratio in places:
-        if ratio > 33:
-            raise InputError(
-                f"config: {place}: {ratio} % is more than a third of the layers, and every dropped "
-                "layer needs a triplet of its own; use at most 33"
-            )
-        if depth is not None and ratio * depth // 100 == 0:
-            raise InputError(
-                f"config: {place}: {ratio} % of the {depth} layers of {key} drops no layer; "
-                f"use at least {-(-100 // depth)}"
-            )
 
 
 def _check_imported(plan: Config, key: str) -> None:
@@ -185,48 +172,6 @@ def _check_imported(plan: Config, key: str) -> None:
             raise InputError(
                 f"config: plan.{name}: models.{key}.scores are one mean per sample, without token "
                 f"counts and subsets; set plan.{name}: {shown}"
-            )
-
-
-def _check_windows(config: Config, depths: Mapping[str, int | None]) -> None:
-    """Check that the windows measured or imported are as long as the methods to be planned need.
-
-    The depth of a model that is still to be fetched is unknown: its windows are not checked here.
-    """
-    longest = config["scoring"]["max_window"]
-    for key, depth in depths.items():
-        measured = not config["models"][key]["scores"]
-        if measured and depth is not None and longest is not None and longest > depth:
-            raise InputError(
-                f"config: scoring.max_window: {longest}; {key} has {depth} layers: use at most "
-                f"{depth}, or null"
-            )
-    for key, plan in Grid(config).plans_wanted():
-        method, ratio = split_plan_id(plan)
-        needs_window = METHODS[method].needs_window
-        if needs_window is None or ratio is None:
-            continue
-        if config["models"][key]["scores"]:
-            raise InputError(
-                f"config: models.{key}.scores: {method} goes by longer windows than the imported "
-                f"scores hold; leave {method} out of experiments or set models.{key}.scores: null"
-            )
-        depth = depths[key]
-        if depth is None or longest is None:
-            continue
-        size = needs_window(num_dropped(ratio, depth))
-        if size > longest:
-            raise InputError(
-                f"config: scoring.max_window: {longest}; {method} at {ratio} % of the {depth} "
-                f"layers of {key} needs windows of {size} layers; use {size} or more, or null"
-            )
-
-
-def _check_protected(protect: list[int], key: str, depth: int | None) -> None:
-    for i, layer in enumerate(protect):
-        if depth is not None and layer >= depth:
-            raise InputError(
-                f"config: plan.protect[{i}]: {key} has no layer {layer}; its layers are 0 to {depth - 1}"
             )
 
 
@@ -262,18 +207,13 @@ def _check_finetune(finetune: Config) -> None:
         if not Path(finetune[key]).is_file():
             raise InputError(f"config: finetune.{key}: {finetune[key]}: no such file")
     try:
-        recipe = resolve(finetune)
+        resolve(finetune)
     except InputError as error:
         raise InputError(f"config: {error}") from None
-    if finetune["loss"] != "ce" and recipe.sharding in ("zero3", "zero3_offload"):
-        raise InputError(
-            f"config: finetune.loss: {finetune['loss']} needs the dense model beside the pruned one "
-            f"on one device, but finetune.levers.sharding is {recipe.sharding}; set it to none"
-        )
 
 
 def _check_evaluation(evaluation: Config) -> None:
-    source, grader = evaluation["source"], evaluation["grader"]
+    source = evaluation["source"]
     if source not in ("official", "demo"):
         for name in evaluation["benchmarks"]:
             file = Path(source) / f"{BENCHMARKS[name].dataset}.tsv"
@@ -282,25 +222,8 @@ def _check_evaluation(evaluation: Config) -> None:
                     f"config: evaluation.source: {file}: no such file; put it there or leave {name} "
                     "out of evaluation.benchmarks"
                 )
-    graded = [n for n in evaluation["benchmarks"] if BENCHMARKS[n].needs_grader]
-    if graded and grader["kind"] == "none":
-        raise InputError(
-            f"config: evaluation.grader.kind: {graded[0]} needs a grader; set kind to openai with "
-            f"base_url and model, or leave {graded[0]} out of evaluation.benchmarks"
-        )
-    if grader["kind"] == "openai" and not (grader["base_url"] and grader["model"]):
-        raise InputError("config: evaluation.grader: kind openai needs base_url and model")
-    if grader["extract"] and grader["kind"] == "none":
-        raise InputError(
-            "config: evaluation.grader.extract: there is no grader to extract answers; set kind to "
-            "openai with base_url and model"
-        )
-    if grader["budget"] is not None and grader["price"] is None:
-        raise InputError(
-            "config: evaluation.grader.price: budget needs it; give the price of a million tokens "
-            "read and written"
-        )
     try:
+        check_grader(evaluation["grader"], evaluation["benchmarks"])
         check_pixels(evaluation["benchmarks"], evaluation)
     except InputError as error:
         raise InputError(f"config: {error}") from None

@@ -15,9 +15,9 @@ SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.
 _HEAD = """# Configuration
 
 One file configures a run. `config.yaml` is the demo (default), `paper.yaml` the whole paper,
-`methods.yaml` Table 2 of the demo with every pruner as a baseline, `smoke.yaml` the whole workflow
-in minutes. Pass another with `--configfile`; it replaces the demo's as a whole. Two files are
-merged, the later one wins: `--configfile config/config.yaml mine.yaml`.
+`smoke.yaml` the whole workflow in minutes. Pass another with `--configfile`; it replaces the demo's
+as a whole. Two files are merged, the later one wins: `--configfile config/config.yaml
+config/methods.yaml` is Table 2 of the demo with every pruner as a baseline.
 
 Every key that is left out has the default below, which is the paper's own value. Unknown keys are
 refused. The shortest file that prunes a model of your own:

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from interlace.evaluation.benchmarks import BENCHMARKS, asks_grader, is_loopback
+from interlace.errors import InputError
+from interlace.evaluation.grading import check_grader, key_of
 
 
 def share_package(source: str) -> None:
@@ -17,21 +18,17 @@ def share_package(source: str) -> None:
 def key_missing(config: dict[str, Any], wanted: list[str]) -> str | None:
     """Return the complaint if a hosted grader of the benchmarks `wanted` has no key in this environment."""
     grader = config["evaluation"]["grader"]
-    graded = [name for name in wanted if asks_grader(BENCHMARKS[name], grader["extract"])]
-    if not graded or grader["kind"] != "openai" or is_loopback(grader["base_url"]):
-        return None
-    if os.environ.get(grader["key_env"]):
-        return None
-    return (
-        f"config: evaluation.grader.key_env: {graded[0]} needs a grader and the environment variable "
-        f"{grader['key_env']} is empty; export the key, or leave {graded[0]} out of "
-        "evaluation.benchmarks"
-    )
+    try:
+        if check_grader(grader, wanted) and grader["kind"] == "openai":
+            key_of(grader)
+    except InputError as error:
+        return f"config: {error}"
+    return None
 
 
 def accelerator_missing(config: dict[str, Any]) -> str | None:
     """Return the complaint if this machine lacks the GPUs that a job of the run asks for."""
-    stages = [name for name, stage in config["resources"].items() if stage["gpu"]]
+    stages = [name for name, stage in config["resources"].items() if stage.get("gpu")]
     if not stages or any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi"):
         return None
     places = ", ".join(f"resources.{name}.gpu" for name in stages)

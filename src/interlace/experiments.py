@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from interlace.evaluation.benchmarks import shared_out
+from interlace.evaluation.benchmarks import BENCHMARKS, shared_out
 from interlace.selection.registry import METHODS, TWO_FOUR
 from interlace.variants import (
     checkpoint_id,
@@ -140,7 +140,7 @@ class Experiments:
         return found
 
     def ttft_groups(self) -> list[tuple[str, list[str]]]:
-        """Return (model, variants) groups that one TTFT job measures beside dense.
+        """Return (model, variants) groups that a TTFT job measures beside dense.
 
         All of a model by default: variants of equal depth, which must be as fast, are compared.
         """
@@ -177,9 +177,19 @@ class Experiments:
         return unique(m for m, p in plans if METHODS[split_plan_id(p)[0]].needs_scores)
 
     def benchmark_groups(self) -> list[list[str]]:
-        """Return the run's benchmarks shared out among the evaluation jobs of a variant and mode."""
-        evaluation = self.config["evaluation"]
-        return shared_out(evaluation["benchmarks"], evaluation["groups"])
+        """Return the run's benchmarks shared out among the jobs of a variant and mode.
+
+        One that is added to a run, or left out, leaves the others where they were: all twelve are
+        shared out, wanted or not, unless each can have a group of its own.
+        """
+        wanted, groups = (
+            self.config["evaluation"]["benchmarks"],
+            self.config["evaluation"]["groups"],
+        )
+        if len(wanted) <= groups:
+            return [[name] for name in wanted]
+        found = [[n for n in wanted if n in group] for group in shared_out([*BENCHMARKS], groups)]
+        return [group for group in found if group]
 
     def significance_tables(self) -> list[int]:
         """Return the run's tables that compare methods."""

@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import IO
 
 WAIT_S = 1.0
+DEVICES = Path("/dev")
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA counts those it finds from 0, whatever their device files are called: a container that was
+    given the fourth GPU has /dev/nvidia3 and GPU 0.
+    """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
-    devices = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return [str(number) for number in sorted(int(match[1]) for match in devices if match)]
+    devices = [path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    return [str(number) for number in range(len(devices))]
 
 
 @contextlib.contextmanager
@@ -30,11 +35,12 @@ def claimed_gpus(count: int) -> Iterator[list[str]]:
     """Let this process and its children see `count` GPUs within the block that no other job has.
 
     Waits until so many are free; a job that dies lets go of its own. Where there are fewer, all of
-    them are taken. Nothing happens for 0, without a GPU, and in a SLURM job, whose GPUs are its own.
-    CUDA must not have been started before.
+    them are taken. Nothing happens for 0, without a GPU, and in a SLURM job that was given no more
+    than `count`; one that was given more (salloc) may run several of our jobs. CUDA must not have
+    been started before.
     """
     found = visible_gpus()
-    if not count or not found or "SLURM_JOB_ID" in os.environ:
+    if not count or not found or ("SLURM_JOB_ID" in os.environ and len(found) <= count):
         yield found
         return
     folder = Path(tempfile.gettempdir(), f"interlace-gpus-{os.getuid()}")

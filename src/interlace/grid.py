@@ -120,6 +120,21 @@ class Grid(Experiments):
             return [self.path("demo", "finevision")]
         return [data["path"]] if data["source"] == "local" else []
 
+    def sample_inputs(self) -> list[str]:
+        """Return the files that a sample is planned from; the folder where a rule makes it."""
+        if self.config["data"]["source"] != "local":
+            return self.sample_folder()
+        (folder,) = map(Path, self.sample_folder())
+        return sorted(str(p) for depth in ("*/*", "*/*/*") for p in folder.glob(f"{depth}.parquet"))
+
+    def base_inputs(self, model: str) -> list[str]:
+        """Return the files of a local checkpoint that decide what the model is."""
+        entry = self.config["models"][model]
+        if entry["source"] != "local":
+            return []
+        folder = Path(entry["path"])
+        return [str(folder / "config.json"), *sorted(map(str, folder.glob("*.safetensors")))]
+
     def sample_source(self) -> str:
         """Return the folder or the address that samples are drawn from."""
         data = self.config["data"]
@@ -139,22 +154,25 @@ class Grid(Experiments):
             if entry["target"]
         ]
 
-    def benchmark_sources(self) -> list[str]:
-        """Return the TSVs that benchmarks are prepared from; nothing where VLMEvalKit fetches them."""
+    def benchmark_sources(self, benchmarks: list[str] | None = None) -> list[str]:
+        """Return the TSVs that benchmarks (the run's by default) are prepared from.
+
+        Nothing where VLMEvalKit fetches them.
+        """
         source = self.config["evaluation"]["source"]
         if source == "official":
             return []
         folder = self.path("benchmarks") if source == "demo" else source
-        return [str(Path(folder) / f"{dataset}.tsv") for dataset in self.datasets()]
+        return [str(Path(folder) / f"{dataset}.tsv") for dataset in self.datasets(benchmarks)]
 
     def datasets(self, benchmarks: list[str] | None = None) -> list[str]:
         """Return VLMEvalKit's names of benchmarks (the run's by default)."""
         names = self.config["evaluation"]["benchmarks"] if benchmarks is None else benchmarks
         return [BENCHMARKS[name].dataset for name in names]
 
-    def benchmark_files(self) -> list[str]:
-        """Return the record of every prepared benchmark."""
-        return [self.path("benchmarks", f"{dataset}.json") for dataset in self.datasets()]
+    def benchmark_files(self, benchmarks: list[str] | None = None) -> list[str]:
+        """Return the records of prepared benchmarks (the run's by default)."""
+        return [self.path("benchmarks", f"{dataset}.json") for dataset in self.datasets(benchmarks)]
 
     def evaluation_files(self, cells: list[Cell] | None = None) -> list[str]:
         """Return the result files of `cells` (all cells by default)."""
@@ -168,12 +186,14 @@ class Grid(Experiments):
         """Return the tables of per-sample outcomes beside `evaluation_files`."""
         return [f"{file.removesuffix('.json')}.parquet" for file in self.evaluation_files(cells)]
 
-    def ttft_files(self, pairs: list[tuple[str, str]] | None = None) -> list[str]:
-        """Return the TTFT files of (model, variant) `pairs` (all by default)."""
+    def ttft_files(
+        self, pairs: list[tuple[str, str]] | None = None, benchmarks: list[str] | None = None
+    ) -> list[str]:
+        """Return the TTFT files of (model, variant) `pairs` on `benchmarks` (all by default)."""
         return [
             self.path(model, "ttft", variant, f"{name}.json")
             for model, variant in (self.all_ttft() if pairs is None else pairs)
-            for name in self.config["evaluation"]["benchmarks"]
+            for name in benchmarks or self.config["evaluation"]["benchmarks"]
         ]
 
     def table_inputs(self, table: int) -> dict[str, list[str]]:

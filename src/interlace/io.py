@@ -4,6 +4,7 @@ import ast
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -24,20 +25,38 @@ def atomic_path(path: str | Path, *, directory: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; rename it to `path` only if the block succeeds.
 
     A file or, with `directory=True`, a folder, which is `claimed` meanwhile. Whatever was at `path`
-    before is replaced. A killed process leaves at most a `.partial` neighbour, which the next
-    attempt removes, and for a folder a `.lock` without a holder.
+    before is replaced. The path has this process in its name, so that two writers of one file do
+    not meet in it. A killed process leaves at most a `.partial` neighbour, which the next attempt
+    on its machine removes, and for a folder a `.lock` without a holder.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    begin = f".{path.name}.{socket.gethostname()}-"
+    partial = path.with_name(f"{begin}{os.getpid()}.partial")
     with claimed(path) if directory else contextlib.nullcontext():
-        remove(partial)
+        for left in path.parent.glob(f"{glob.escape(begin)}*.partial"):
+            pid = left.name.removeprefix(begin).removesuffix(".partial")
+            if pid.isdecimal() and not _other_runs(int(pid)):
+                remove(left)
         if directory:
             partial.mkdir()
         yield partial
         if directory:
             remove(path)
         partial.replace(path)
+
+
+def _other_runs(pid: int) -> bool:
+    """Whether a process of this machine that is not this one is running, or may be."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
 
 
 @contextlib.contextmanager

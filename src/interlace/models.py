@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from interlace.errors import InputError
-from interlace.io import atomic_path, folder_digest, read_json, write_json
+from interlace.io import atomic_path, folder_digest, write_json
+from interlace.secrets import one_line
 
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", "*.md")
 
@@ -19,8 +20,8 @@ def fetch_base_model(source: str, path: str, revision: str | None, out: Path) ->
         origin, resolved = _snapshot(path, revision)
     else:
         origin, resolved = Path(path).resolve(), None
-        if not any(origin.glob("*.safetensors")):
-            raise InputError(f"{path}: no *.safetensors; save the checkpoint in that format first")
+    if not any(origin.glob("*.safetensors")):
+        raise InputError(f"{path}: no *.safetensors; save the checkpoint in that format first")
     with atomic_path(out, directory=True) as partial:
         for file in sorted(p for pattern in _WANTED for p in origin.glob(pattern)):
             (partial / file.name).symlink_to(file.resolve())
@@ -29,22 +30,17 @@ def fetch_base_model(source: str, path: str, revision: str | None, out: Path) ->
         write_json(partial / "source.json", record)
 
 
-def model_revision(base: Path) -> str:
-    """Return the revision recorded for a base model: a hub commit or a digest of its weights."""
-    return read_json(base / "source.json")["resolved"]
-
-
 def _snapshot(repo: str, revision: str | None) -> tuple[Path, str]:
     """Return the folder and the resolved commit of a hub model."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # RuntimeError: huggingface_hub's for a file, and those of its Xet library.
+    except (HTTPError, HFValidationError, OSError, RuntimeError) as error:
         raise InputError(
-            f"models: {repo} (revision {revision or 'main'}) can't be fetched from the hub: {reason}; "
+            f"models: {repo} (revision {revision or 'main'}) can't be fetched from the hub ({one_line(error)}); "
             "check the id, HF_TOKEN and the network, or give a local folder with source: local"
         ) from None
     return folder, folder.name

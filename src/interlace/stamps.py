@@ -51,6 +51,14 @@ def check_weights(
         )
 
 
+def configuration_digest(folder: str | Path) -> str:
+    """Return a digest of what decides a model's inputs and answers beside its weights.
+
+    That is the files of its config, tokenizer, processor and chat template.
+    """
+    return digest([folder_digest(folder, f"*.{end}") for end in ("json", "jinja", "txt", "model")])
+
+
 def checkpoint_digest(checkpoint: Path) -> str:
     """Return a digest of what decides a checkpoint's answers: weights, config, processor.
 

@@ -168,12 +168,23 @@ def test_a_plan_that_drops_no_layer_is_refused(scored, tmp_path):
     assert not (tmp_path / "plan.json").exists()
 
 
-def test_base_model_from_a_folder(scored, tmp_path):
+@pytest.mark.parametrize("ratio", [25, 5])
+def test_base_model_from_a_folder(scored, tmp_path, ratio):
     done, log = run_script(
         "base_model", tmp_path / "a.log",
         output=[str(tmp_path / "base")],
         params={"model": {"source": "local", "path": str(scored / "base"), "revision": None}},
+        wildcards={"model": "tiny"},
+        config={
+            "run": "x", "models": {"tiny": {"scores": None}}, "tables": [],
+            "experiments": {"ratio": 25, "ratios": [ratio]}, "plan": {"protect": []},
+            "scoring": {"max_window": None},
+        },
     )  # fmt: skip
+    if ratio == 5:
+        assert done.returncode == 1
+        assert "experiments.ratios[0]: 5 % of the 12 layers of tiny drops no layer" in done.stderr
+        return
     assert done.returncode == 0, log
     assert (tmp_path / "base" / "config.json").is_file()
     assert json.loads((tmp_path / "base" / "source.json").read_text())["source"] == "local"

@@ -1,6 +1,9 @@
 """The script of the vision features: what it is handed reaches the package."""
 
-from interlace.decoder.load import load_processor
+import pytest
+
+from interlace.errors import InputError
+from interlace.training.vision_cache import cache_vision
 from interlace.training.vision_store import VisionStore
 from tests.scripts.test_scripts import run_script
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
@@ -23,13 +26,10 @@ def test_a_store_and_a_mistake(tmp_path):
     done, log = run(tmp_path, tmp_path / "vision", max_pixels=4096)
     assert done.returncode == 0, log
     assert "vision features of 8 samples" in log
-    processor = load_processor(tmp_path / "base", None, 4096)
-    store = VisionStore.open(
-        tmp_path / "vision", tmp_path / "base", processor, "bfloat16", tmp_path / "samples"
-    )
-    assert store.record["tokens"] > 0
-    done, log = run(tmp_path, tmp_path / "again", max_pixels=1)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "max_pixels 1" in done.stderr
+    assert VisionStore(tmp_path / "vision").record["tokens"] > 0
+    settings = {"precision": "bfloat16", "min_pixels": None, "max_pixels": 1, "workers": 1}
+    with pytest.raises(InputError, match="max_pixels 1"):
+        cache_vision(
+            tmp_path / "base", tmp_path / "samples", tmp_path / "again", settings, model="tiny"
+        )
     assert not (tmp_path / "again").exists()

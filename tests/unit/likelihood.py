@@ -15,13 +15,15 @@ def draw_arc(sizes, usable, target, seed, sure=None):
     `usable`: whether each row is; `sure`: of each group, by default the rows that are.
     """
     begins = np.cumsum(sizes) - sizes
-    orders, counts = {}, np.add.reduceat(np.append(usable, 0), begins) * (sizes > 0)
+    orders, given, counts = {}, set(), np.add.reduceat(np.append(usable, 0), begins) * (sizes > 0)
     arc = seeded(sizes, counts if sure is None else sure, target, seed, "s")
     while groups := arc.wanted():
         for group in groups:
             rows = begins[group] + rows_in_order(sizes[group], group, seed, "s")
             orders[group] = rows[usable[rows]]
-            arc.found(group, min(len(orders[group]), arc.most(group)))
+            assert group not in given, "it gave all its rows before"
+            if arc.found(group, min(len(orders[group]), arc.most(group))):
+                given.add(group)
     rows = [orders[group][:count] for group, count in arc.gives.items()]
     return np.concatenate([np.empty(0, np.int64), *rows]), list(orders)
 

@@ -1,5 +1,6 @@
 """Result files in the run's own formats, for the tests of reporting."""
 
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -88,35 +89,37 @@ def write_hits(
     return path
 
 
-def write_run(root: Path, *, num_rows: int = 60, seeds: Sequence[int] = ()) -> list[Path]:
+def write_run(root: Path, *, num_rows: int) -> list[Path]:
     """Write what a run of all tables leaves behind, with outcomes: the evaluation files.
 
-    Questions have a difficulty that all variants share, as real ones do. `seeds`: further ones of
-    the fine-tuned variants.
+    Questions have a difficulty that all variants share, as real ones do.
     """
     skills = {"dense": 0.9, "dense-ft": 0.92, "wanda_2_4": 0.5, "magnitude_2_4": 0.45}
     skills |= {"sleb-25": 0.4, "sleb-25-ft": 0.55, "consecutive-25-ft": 0.6, "random-25-ft": 0.65}
     skills |= {"interlace_oa-25-ft": 0.78, "interlace_tn-25-ft": 0.8}
     skills |= {f"interlace-{ratio}-ft": 1 - ratio / 150 for ratio in (10, 15, 20, 25)}
     limited = {"dense", "dense-ft", "wanda_2_4", "magnitude_2_4", "sleb-25", "sleb-25-ft"}
-    tuned = [name for name in skills if name.endswith("-ft")]
-    variants = [*skills, *(f"{name}-s{seed}" for name in tuned for seed in seeds)]
     files = []
     for model in ("big", "small"):
-        for variant in variants:
-            base = variant.split("-s")[0] if variant not in skills else variant
-            if model == "small" and base != "dense" and "interlace-" not in base:
+        for variant, skill in skills.items():
+            if model == "small" and variant != "dense" and "interlace-" not in variant:
                 continue
-            modes = ["limited"] * (base in limited or base == "interlace-25-ft")
-            modes += ["cot"] * (base not in limited or base.startswith("dense"))
+            modes = ["limited"] * (variant in limited or variant == "interlace-25-ft")
+            modes += ["cot"] * (variant not in limited or variant.startswith("dense"))
             for mode in modes if model == "big" else ["cot"]:
                 for position, name in enumerate(load_paper().names):
                     difficulty = numpy.random.default_rng(position).random(num_rows)
                     luck = numpy.random.default_rng([position, *variant.encode()])
                     noise = luck.normal(0, 0.1, num_rows)
-                    hits = difficulty + noise < skills[base] * (0.75 + 0.02 * position)
+                    hits = difficulty + noise < skill * (0.75 + 0.02 * position)
                     files.append(write_hits(root, model, variant, mode, name, hits))
     return files
+
+
+@functools.cache
+def shared_run(root: Path) -> list[Path]:
+    """Return the files of a run below a session's `root`, written once; nobody may change them."""
+    return write_run(root / "shared_run", num_rows=40)
 
 
 def write_timing(

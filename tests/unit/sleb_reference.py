@@ -65,7 +65,8 @@ def reference_loss(model, batches):
     total = 0.0
     image = getattr(model.config, "image_token_id", None)
     for batch in batches:
-        logits = model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits
+        inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
+        logits = model(**inputs, use_cache=False).logits.cpu()
         for row in range(len(logits)):
             real = batch["attention_mask"][row].bool()
             ids = batch["input_ids"][row][real]

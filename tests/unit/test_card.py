@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interlace.decoder.card import model_card, ranges
+from interlace.card import model_card, ranges
 from interlace.decoder.checkpoint import save_checkpoint
 from interlace.decoder.load import load_model, load_processor
 from interlace.decoder.surgery import drop_layers
@@ -126,6 +126,11 @@ def test_the_card_tells_base_layers_data_recipe_licence_and_paper():
         assert words in card, words
     for words in ("a sample", "mlp.weight", "stand-in", "`empty`"):
         assert words not in card, words
+
+
+def test_what_the_plan_says_of_itself_keeps_its_names():
+    card = model_card(make_info(plan={**PLAN, "how_reached": "by ShortGPT, on the PPL"}))
+    assert "reading `paper`. By ShortGPT, on the PPL.\n" in card
 
 
 def test_the_levers_are_told_as_they_were_settled():

@@ -15,7 +15,7 @@ from interlace.selection.registry import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODELS = {"standin_8b": 36, "standin_4b": 36}
-CONFIGS = ("config.yaml", "methods.yaml", "paper.yaml", "smoke.yaml")
+CONFIGS = ("config.yaml", "config.yaml methods.yaml", "paper.yaml", "smoke.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,15 @@ def _at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_shipped_configs_are_valid_and_complete(schema, name):
-    config = complete(yaml.safe_load((ROOT / "config" / name).read_text()), schema, DEMO_MODELS)
+def read(*names):
+    """Return shipped files, the later laid over the earlier at the top level."""
+    bodies = [yaml.safe_load((ROOT / "config" / name).read_text()) for name in names]
+    return {key: value for body in bodies for key, value in body.items()}
+
+
+@pytest.mark.parametrize("names", CONFIGS)
+def test_shipped_configs_are_valid_and_complete(schema, names):
+    config = complete(read(*names.split()), schema, DEMO_MODELS)
     assert set(config) == set(schema["properties"])
     assert complete(copy.deepcopy(config), schema, DEMO_MODELS) == config
 
@@ -79,7 +85,7 @@ def test_methods_come_from_the_registry(schema):
 
 
 def test_the_methods_configuration_compares_every_pruner(schema):
-    config = yaml.safe_load((ROOT / "config" / "methods.yaml").read_text())
+    config = read("config.yaml", "methods.yaml")
     experiments = complete(config, schema, DEMO_MODELS)["experiments"]
     assert {*experiments["baselines"], "interlace"} == {
         *METHODS, "wanda_2_4", "magnitude_2_4",
@@ -200,6 +206,26 @@ MISTAKES = [
         "experiments.seeds: 0 is the run's own seed",
     ),
     (lambda c: c["finetune"].update(deepspeed="x.json"), "x.json: no such file"),
+    (lambda c: c["models"].update(conversations=c["models"]["standin_8b"]), "other files under"),
+    (
+        lambda c: c["evaluation"].update(pixels={"AI2": {"max_pixels": 9000}}),
+        "evaluation.pixels: 'AI2' is unknown; did you mean 'AI2D'?",
+    ),
+    (
+        lambda c: c["evaluation"].update(pixels={"AI2D": {"max_pixel": 9000}}),
+        "unknown key 'max_pixel' at evaluation.pixels.AI2D; did you mean 'max_pixels'?",
+    ),
+    (
+        lambda c: c["data"].update(source="address", path="https://me:canary@host/data"),
+        "data.path: an address without password",
+    ),
+    (lambda c: c.update(experiments={"ratios": [0]}), "experiments.ratios[0]: 0 is less than"),
+    (
+        lambda c: c["evaluation"].update(
+            grader={"kind": "openai", "model": "m", "base_url": "http://[x"}
+        ),
+        "evaluation.grader.base_url",
+    ),
 ]
 
 

@@ -1,11 +1,8 @@
 """Images whose bytes nobody vouches for: decoded alike everywhere, or refused by name."""
 
-import io
-import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,12 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from interlace.data.images import MAX_PIXELS, ImageDecodeError, decode_image, image_format
-
-
-def encoded(image, format="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
+from tests.unit.pictures import bomb, encoded
 
 
 def refusal(data):
@@ -28,18 +20,6 @@ def refusal(data):
     except ImageDecodeError as error:
         return error.reason
     return None
-
-
-def bomb(side):
-    """Return the head of a PNG of `side` times `side` pixels, and no more."""
-
-    def chunk(kind, body):
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 LENIENT = {"MAX_IMAGE_PIXELS": 1e9, "LOAD_TRUNCATED_IMAGES": True}
@@ -208,7 +188,7 @@ print(peak() - before)
     ("mode", "format"), [("F", "TIFF"), ("I", "TIFF"), ("CMYK", "TIFF"), ("RGBA", "PNG")]
 )
 def test_a_bomb_within_the_limit_takes_eight_bytes_a_pixel(mode, format):
-    side = 4500
+    side = 3000
     options = {"compression": "tiff_adobe_deflate"} if format == "TIFF" else {"compress_level": 1}
     data = encoded(Image.new(mode, (side, side)), format, **options)
     assert len(data) < 1_000_000
@@ -224,6 +204,15 @@ def test_the_first_frame_of_an_animation_is_read():
         options = {"lossless": True} if format == "WEBP" else {}
         data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
         assert pixel(data) == (255, 0, 0), format
+
+
+def test_a_machine_out_of_memory_is_no_fault_of_the_image(monkeypatch):
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr("interlace.data.images._to_rgb", full)
+    with pytest.raises(MemoryError):
+        decode_image(encoded(Image.new("RGB", (4, 4))))
 
 
 def test_photographs_are_turned_upright():

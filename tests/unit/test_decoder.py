@@ -6,35 +6,19 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    BertConfig,
-    BertModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
 )
 
 from interlace.decoder.checkpoint import save_checkpoint, take_probe, verify_checkpoint
-from interlace.decoder.layers import (
-    BoundaryRecorder,
-    decoder_layers,
-    num_deepstack,
-    num_layers,
-)
+from interlace.decoder.layers import decoder_layers, num_layers
 from interlace.decoder.load import load_model, load_processor
 from interlace.decoder.surgery import drop_layers
 from interlace.errors import InputError
 from tests.tiny import make_tiny_checkpoint, tiny_image
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def base(request, tmp_path_factory):
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "base", tied=request.param)
-
-
-@pytest.fixture
-def copy(base, tmp_path):
-    return shutil.copytree(base, tmp_path / "copy")
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "base")
 
 
 def batch_of(processor, text="What is left?", with_image=True, seed=0):
@@ -51,27 +35,9 @@ def batch_of(processor, text="What is left?", with_image=True, seed=0):
     )
 
 
-def test_boundaries_are_what_the_layers_see(base):
-    model, processor = load_model(base), load_processor(base)
-    batch = batch_of(processor)
-    visual = batch["input_ids"][0] == model.config.image_token_id
-    with BoundaryRecorder(model) as record, torch.no_grad():
-        last = model.model(**batch).last_hidden_state
-    assert len(record.inputs) == len(record.outputs) == 6
-    for layer in range(5):
-        change = (record.inputs[layer + 1] - record.outputs[layer])[0].abs().amax(1)
-        assert not change[~visual].any()
-        assert bool(change[visual].all()) == (layer < 3)  # DeepStack after positions 0, 1, 2
-    norm = model.model.language_model.norm
-    assert torch.equal(norm(record.outputs[5]), last)
-    before = record.inputs[0]
-    with torch.no_grad():
-        model.model(**batch_of(processor, seed=1))
-    assert record.inputs[0] is before  # the hooks are gone
-
-
-@pytest.mark.parametrize("drop", [[1], [0, 5], [1, 2, 4]])
-def test_dropped_layers_reload_and_generate_the_same(base, tmp_path, drop):
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_dropped_layers_reload_and_generate_the_same(tmp_path, tied):
+    base, drop = make_tiny_checkpoint(tmp_path / "base", tied=tied), [1, 2, 4]
     model, processor = load_model(base), load_processor(base)
     kept = [layer for index, layer in enumerate(decoder_layers(model)) if index not in drop]
     drop_layers(model, drop)
@@ -84,8 +50,9 @@ def test_dropped_layers_reload_and_generate_the_same(base, tmp_path, drop):
         batch = batch_of(processor, with_image=with_image)
         with torch.no_grad():
             assert torch.equal(again(**batch).logits, model(**batch).logits)
-        cached = again.generate(**batch, max_new_tokens=6, use_cache=True)
-        assert torch.equal(cached, again.generate(**batch, max_new_tokens=6, use_cache=False))
+        tokens = {"max_new_tokens": 4, "min_new_tokens": 4}
+        cached = again.generate(**batch, **tokens, use_cache=True)
+        assert torch.equal(cached, again.generate(**batch, **tokens, use_cache=False))
 
 
 def test_dropping_changes_the_logits(base):
@@ -120,28 +87,8 @@ def test_a_checkpoint_carries_its_record(base, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("depth", [5, 7])
-def test_a_stale_depth_is_refused(copy, depth):
-    config = json.loads((copy / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = depth
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="stale") as caught:
-        load_model(copy)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_weight_is_refused(copy):
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(copy / "model.safetensors")
-    name = "model.language_model.layers.3.mlp.up_proj.weight"
-    del weights[name]
-    save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        load_model(copy)
-
-
-def test_torn_or_absent_checkpoints_are_refused(copy, tmp_path):
+def test_torn_or_absent_checkpoints_are_refused(base, tmp_path):
+    copy = shutil.copytree(base, tmp_path / "copy")
     whole = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="weights cannot be read"):
@@ -177,59 +124,3 @@ def test_pixel_bounds_reach_the_images(base):
     assert batch["image_grid_thw"].prod() == 4  # one visual token of 2 x 2 patches
     with pytest.raises(InputError, match="above max_pixels"):
         load_processor(base, min_pixels=4096, max_pixels=1024)
-
-
-def test_deepstack_positions_from_config(base):
-    assert num_deepstack(base) == num_deepstack(load_model(base).config) == 3
-
-
-def test_text_only_llama_is_found_and_dropped(tmp_path):
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
-    config = LlamaConfig(**sizes, num_hidden_layers=4, num_attention_heads=2)
-    model = LlamaForCausalLM(config).eval()
-    drop_layers(model, [1])
-    model.save_pretrained(tmp_path)
-    again = load_model(tmp_path)
-    tokens = {"input_ids": torch.arange(8)[None]}
-    with torch.no_grad():
-        assert torch.equal(again(**tokens).logits, model(**tokens).logits)
-
-
-def test_per_layer_lists_of_qwen2_5_vl_are_sliced(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **sizes,
-            "vocab_size": 64,
-            "num_hidden_layers": 4,
-            "num_key_value_heads": 1,
-            "use_sliding_window": True,
-            "sliding_window": 4,
-            "max_window_layers": 2,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
-        },
-        vision_config={"hidden_size": 16, "intermediate_size": 32, "depth": 2, "num_heads": 2}
-        | {"out_hidden_size": 16, "fullatt_block_indexes": [1]},
-        vision_start_token_id=1,
-        vision_end_token_id=2,
-        image_token_id=3,
-        video_token_id=4,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    before = list(config.text_config.layer_types)
-    assert len(set(before)) == 2
-    drop_layers(model, [0])
-    assert model.config.text_config.layer_types == before[1:]
-    model.save_pretrained(tmp_path)
-    again = load_model(tmp_path)
-    tokens = {"input_ids": torch.arange(8, 20)[None]}
-    with torch.no_grad():
-        assert torch.equal(again(**tokens).logits, model(**tokens).logits)
-
-
-def test_unknown_families_are_named():
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
-    with pytest.raises(InputError, match="bert"):
-        decoder_layers(BertModel(config))

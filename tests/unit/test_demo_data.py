@@ -20,6 +20,7 @@ from interlace.demo.benchmarks import MAKERS, write_benchmarks
 from interlace.demo.drawing import CELL, KINDS, Item, png_bytes, render
 from interlace.demo.finevision import RATINGS, SCHEMA, SUBSETS, subset_rows, write_finevision
 from interlace.demo.prompts import choice_prompt
+from interlace.demo.questions import count_turns
 from interlace.demo.scenes import NUMBER_WORDS, draw_scene
 from interlace.demo.topics import TOPICS, training_scene
 from interlace.errors import InputError
@@ -85,12 +86,19 @@ def test_turns_are_answerable_and_scorable(name, seed):
                 inside = [other for other in turn.options if option in other]
                 assert inside == [option]
                 assert len(option) > 1
-        if (
-            turn.skill == "count"
-            and "in all" not in turn.question
-            and "How many shapes" in turn.question
-        ):
-            assert NUMBER_WORDS.index(turn.answer) == len(scene.items)
+
+
+def test_counts_are_those_of_the_scene():
+    topic, asked = TOPICS["MMBench_DEV_EN_V11"], 0
+    for seed in range(20):
+        rng = random.Random(seed)
+        scene = draw_scene(topic.make, rng, *topic.grid, benchmark=False)
+        for turn in count_turns(rng, scene):
+            word = turn.question.split()[2]  # "How many circles", "red shapes" or "shapes" at all
+            things = [(item.colour, f"{item.kind}s", "shapes") for item in scene.items.values()]
+            assert NUMBER_WORDS.index(turn.answer) == sum(word in names for names in things)
+            asked += word == "shapes"
+    assert asked
 
 
 def test_splits_are_disjoint_whatever_the_seed():

@@ -8,24 +8,34 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from interlace.demo.base import build_config, build_processor, build_tokenizer
+from interlace.demo import pretrain
+from interlace.demo.base import ARCHITECTURES, build_config, build_processor, build_tokenizer
 from interlace.demo.drawing import render
 from interlace.demo.exam import accuracy, held_out
 from interlace.demo.forward import Encoder, Forward, Layout
-from interlace.demo.models import WEIGHTS, recipe_of
+from interlace.demo.models import WEIGHTS
 from interlace.demo.optimizer import Muon, rate_scale
 from interlace.demo.pretrain import RECIPES, Recipe, Run, grow, new_model, recipe_digest
 from interlace.demo.scenes import Turn
 from interlace.demo.ship import CHECK
 from interlace.demo.topics import training_scene
+from interlace.io import read_json
 
 SHORT = Recipe("standin_4b", vision_steps=4, small_steps=14, late_steps=3, deep_steps=2, small_layers=2, warmup=4,
                micro_batches=1, micro_tokens=400, shares=(0.6, 0.4))  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def tokenizer():
-    return build_tokenizer()
+    """The tokenizer, which is trained once for all that ask for it."""
+    made = build_tokenizer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrain, "build_tokenizer", lambda: made)
+        yield made
+
+
+def recipe_of(name):
+    return read_json(WEIGHTS / name / "recipe.json")
 
 
 BARS = {
@@ -169,6 +179,10 @@ class TestShipped:
         assert recipe_digest(RECIPES[name]) != recipe_digest(replace(RECIPES[name], seed=99))
         theirs = AutoTokenizer.from_pretrained(WEIGHTS / name)
         assert theirs.get_vocab() == tokenizer.get_vocab()
+        shape = read_json(WEIGHTS / name / "config.json")["text_config"]
+        built = build_config(tokenizer, name, 36).text_config
+        assert built.rope_parameters == shape["rope_parameters"]
+        assert built.rope_parameters["rope_theta"] == ARCHITECTURES[name].rope_theta
         rng = random.Random(2)
         for topic in ("MMBench_DEV_EN_V11", "ScienceQA_TEST", "text only"):
             prompt = training_scene(topic, rng).turns[0].prompt

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from interlace.decoder.load import load_model, load_processor
 from interlace.decoder.surgery import drop_layers
+from interlace.errors import InputError
 from interlace.evaluation import generate as loop
 from interlace.evaluation.batches import Room, Row, batches, collate, prepared
 from interlace.evaluation.generate import Decoding, decoding_of, generate, loop_refusal
@@ -73,7 +74,7 @@ def together(model, prompts, room=None, ahead=0, seeds=None, order=None, images=
         for n in order
     ]
     room = room or Room(64, 10**6, arguments["max_new_tokens"])
-    done = list(generate(model, rows, decoding, room, ahead))
+    done = list(generate(model, rows, decoding, room, "AI2D", ahead))
     assert sorted(int(row.index) for row in done) == sorted(order)
     return {int(row.index): (row.tokens, row.finished) for row in done}
 
@@ -86,6 +87,10 @@ def check(found, expected, eos, most):
         assert len(cut) == most or ends is not None
 
 
+def tokens_until(answer, eos):
+    return next((n for n, token in enumerate(answer, 1) if token in eos), NEW)
+
+
 def ends_for(model, prompts):
     """Return tokens that end the free answers at as many places as can be had, and those answers.
 
@@ -94,15 +99,30 @@ def ends_for(model, prompts):
     model.generation_config = GenerationConfig(pad_token_id=PAD)
     free = alone(model, prompts, max_new_tokens=NEW, do_sample=False)
 
-    def lengths(eos):
-        return [next((n for n, t in enumerate(one, 1) if t in eos), NEW) for one in free]
-
     def worth(eos):
-        found = set(lengths(eos))
+        found = {tokens_until(answer, eos) for answer in free}
         return {1, NEW} <= found, len(found)
 
     said = sorted({token for answer in free for token in answer})
     return max(itertools.combinations(said, 2), key=worth), free
+
+
+@pytest.fixture(scope="module")
+def answers(checkpoint, prompts):
+    """Two tokens that end answers at different places, and the answers without an end."""
+    model = load_model(checkpoint)
+    eos, free = ends_for(model, prompts)
+    lengths = [tokens_until(answer, eos) for answer in free]
+    assert {1, NEW} < set(lengths)
+    assert len(set(lengths)) > 3
+    model.generation_config.eos_token_id = list(eos)
+    ended = alone(model, prompts, max_new_tokens=NEW, do_sample=False)
+    assert ended == [answer[:length] for answer, length in zip(free, lengths, strict=True)]
+    return eos, free
+
+
+def end_at(model, eos):
+    model.generation_config = GenerationConfig(pad_token_id=PAD, eos_token_id=list(eos))
 
 
 @pytest.mark.parametrize(
@@ -114,15 +134,10 @@ def ends_for(model, prompts):
         Room(64, 400, NEW),
     ],
 )
-def test_greedy_tokens_are_those_of_generate(model, prompts, room):
-    eos, free = ends_for(model, prompts)
-    model.generation_config.eos_token_id = list(eos)
+def test_greedy_tokens_are_those_of_generate(model, prompts, answers, room):
+    eos, free = answers
+    end_at(model, eos)
     check(together(model, prompts, room, max_new_tokens=NEW), free, eos, NEW)
-    lengths = {len(tokens) for tokens, _ in together(model, prompts, max_new_tokens=NEW).values()}
-    assert {1, NEW} < lengths
-    assert len(lengths) > 3
-    reference = alone(model, prompts, max_new_tokens=NEW, do_sample=False)
-    check(together(model, prompts, room, max_new_tokens=NEW), reference, eos, NEW)
 
 
 def test_rows_without_padding_need_no_mask(model, prompts):
@@ -181,9 +196,9 @@ def test_an_image_that_rows_share_is_read_once(model, checkpoint, monkeypatch):
     assert sum(grids) == 3
 
 
-def test_finished_rows_leave_the_batch(model, prompts):
-    eos, _ = ends_for(model, prompts)
-    model.generation_config.eos_token_id = list(eos)
+def test_finished_rows_leave_the_batch(model, prompts, answers):
+    eos, _ = answers
+    end_at(model, eos)
     sizes = []
     model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
@@ -193,9 +208,9 @@ def test_finished_rows_leave_the_batch(model, prompts):
     assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
 
 
-def test_parked_rows_go_on_where_they_were(model, prompts, monkeypatch):
-    eos, free = ends_for(model, prompts)
-    model.generation_config.eos_token_id = list(eos)
+def test_parked_rows_go_on_where_they_were(model, prompts, answers, monkeypatch):
+    eos, free = answers
+    end_at(model, eos)
     monkeypatch.setattr(loop, "PARKED_STEPS", 2)
     monkeypatch.setattr(loop, "PARKED_SHARE", 3 / 4)
     prefills = []
@@ -254,25 +269,70 @@ def test_a_model_that_says_image_tokens(said, reason, model, prompts, placeholde
     assert any(resumed) == (reason != "none")
 
 
-def test_out_of_memory_halves_the_room_and_loses_nothing(model, prompts, capsys):
-    eos, free = ends_for(model, prompts)
-    model.generation_config.eos_token_id = list(eos)
-    calls = []
+def test_out_of_memory_halves_the_room_and_loses_nothing(model, prompts, answers, capsys):
+    eos, free = answers
+    end_at(model, eos)
+    calls, errors = [], [RuntimeError, torch.OutOfMemoryError]  # of CUDA's libraries, and torch's
 
     def fail(_, args, kwargs):
         calls.append(len(kwargs["input_ids"]))
         if len(kwargs["input_ids"]) > 3 and len(calls) > 2:
-            raise torch.OutOfMemoryError("no memory left")
+            raise errors[-1]("CUDA error: out of memory")
 
     handle = model.register_forward_pre_hook(fail, with_kwargs=True)
-    check(together(model, prompts, max_new_tokens=NEW), free, eos, NEW)
-    assert "out of GPU memory with" in capsys.readouterr().out
+    while errors:
+        check(together(model, prompts, max_new_tokens=NEW), free, eos, NEW)
+        assert "out of memory with" in capsys.readouterr().out
+        errors.pop()
+    handle.remove()
+    # What is left of a batch may be a single row; it may yet fit when it is alone from the start.
+    lengths = [tokens_until(answer, eos) for answer in free]
+    two = [prompts[lengths.index(1)], prompts[lengths.index(NEW)]]
+    once = iter([torch.OutOfMemoryError("no memory left")])
+
+    def fail_once(_, args, kwargs):
+        if kwargs["input_ids"].shape == (1, 1) and (error := next(once, None)):
+            raise error
+
+    handle = model.register_forward_pre_hook(fail_once, with_kwargs=True)
+    found = together(model, two, max_new_tokens=NEW)
+    assert next(once, None) is None
+    check(found, [free[lengths.index(1)], free[lengths.index(NEW)]], eos, NEW)
     handle.remove()
     model.register_forward_pre_hook(
         lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("never enough"))
     )
-    with pytest.raises(torch.OutOfMemoryError, match="never enough"):
+    line = r"AI2D: index \d+: out of memory with this row alone, \d+ tokens .*pixels\.AI2D"
+    with pytest.raises(InputError, match=line):
         together(model, prompts, max_new_tokens=NEW)
+    with pytest.raises(RuntimeError, match="something else"):
+        model.register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(RuntimeError("something else")), prepend=True
+        )
+        together(model, prompts, max_new_tokens=NEW)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_batches_say_what_single_rows_say_and_live_with_little_memory(
+    checkpoint, prompts, capsys
+):
+    model = load_model(checkpoint, device="cuda")
+    model.generation_config = GenerationConfig(pad_token_id=PAD)
+    on_gpu = [{key: value.to("cuda") for key, value in prompt.items()} for prompt in prompts]
+    free = alone(model, on_gpu, max_new_tokens=NEW, do_sample=False)
+    check(together(model, prompts, max_new_tokens=NEW), free, [], NEW)
+    many = [prompts[number % 12] for number in range(600)]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    few = torch.cuda.memory_reserved() + 256 * 2**20
+    torch.cuda.set_per_process_memory_fraction(few / total)
+    try:
+        found = together(model, many, Room(len(many), 10**9, NEW), max_new_tokens=NEW)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with" in capsys.readouterr().out
+    check(found, [free[number % 12] for number in range(600)], [], NEW)
 
 
 def test_a_pruned_model_and_an_untied_one(tmp_path, prompts):
@@ -321,9 +381,9 @@ def test_what_the_loop_does_not_know_is_left_to_generate(model, prompts, capsys)
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 20, "max_new_tokens": NEW}
 
 
-def test_a_sampled_answer_depends_on_its_seed_alone(model, prompts, monkeypatch):
-    eos, _ = ends_for(model, prompts)
-    model.generation_config.eos_token_id = list(eos)
+def test_a_sampled_answer_depends_on_its_seed_alone(model, prompts, answers, monkeypatch):
+    eos, _ = answers
+    end_at(model, eos)
     seeds = [7 * n + 1 for n in range(12)]
     state = torch.get_rng_state()
     first = together(model, prompts, seeds=seeds, **SAMPLED)

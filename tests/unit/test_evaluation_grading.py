@@ -65,7 +65,8 @@ def score(lmu, folder, name, text, grader=None):
     table = dataset.data.drop(columns="image")
     table["prediction"] = [text(row) for _, row in dataset.data.iterrows()]
     table.to_csv(folder / "predictions.tsv", sep="\t", index=False, quoting=csv.QUOTE_ALL)
-    record = scoring.score_predictions(benchmark, dataset, folder, grader, lmu)
+    with kit.kit_environment(lmu):
+        record = scoring.score_predictions(benchmark, dataset, folder, grader)
     stem, judge = folder / "predictions", record["judge"]
     value = scores.read_score(benchmark.dataset, stem, len(table), judge)
     questions = pd.Series([str(i % 1_000_000) for i in table["index"]], map(str, table["index"]))
@@ -144,7 +145,7 @@ def test_grades_come_from_the_grader_and_are_not_asked_for_twice(lmu, tmp_path):
         # what is graded anew: another answer, another grader
         score(lmu, tmp_path, "MIABench", lambda row: "[blue]", grader)
         assert len(server.requests) == 6
-        demo = connect(server, kind="demo", model=None)
+        demo = connect(server, kind="demo", model="faulty")
         record, _ = score(lmu, tmp_path, "MIABench", right, demo)
         assert (record["kind"], record["model"], len(server.requests)) == ("demo", "faulty", 9)
 
@@ -156,7 +157,8 @@ def test_the_request_is_the_one_that_vlmeval_itself_would_send(lmu, tmp_path, mo
         server.requests.clear()
         table = tmp_path / "ours" / "predictions.tsv"
         (tmp_path / "kit.tsv").write_bytes(table.read_bytes())
-        with kit.kit_environment(lmu, LOCAL_LLM="m"):
+        with kit.kit_environment(lmu):
+            monkeypatch.setenv("LOCAL_LLM", "m")
             dataset = kit.build_benchmark(BENCHMARKS["MIABench"], None)
             dataset.evaluate(
                 str(tmp_path / "kit.tsv"),

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from interlace.environment import key_missing
 from interlace.errors import InputError
 from interlace.evaluation import grader_client, grading
 from interlace.evaluation.grader_client import CallFailed, Client
@@ -266,13 +267,15 @@ def test_proxies_are_left_out_on_this_machine(monkeypatch):
 
 
 def settings(server, **changes):
-    return {"kind": "openai", "base_url": server.base_url, "key_env": "MY_KEY", **changes}
+    told = {"kind": "openai", "base_url": server.base_url, "model": "m", "key_env": "MY_KEY"}
+    return {**told, **changes}
 
 
 def test_nothing_is_connected_where_nothing_needs_a_grader():
     assert grading.connect(None, ["AI2D", "POPE", "OCRBench"]) is None
     assert grading.connect({"kind": "none"}, ["AI2D"]) is None
-    assert grading.connect({"kind": "openai", "extract": True}, ["OCRBench", "ChartQA"]) is None
+    told = {"kind": "demo", "extract": True}
+    assert grading.connect(told, ["OCRBench", "ChartQA"]) is None
 
 
 def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
@@ -284,10 +287,10 @@ def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
             ),
             ["MIABench"],
         )
-        assert (grader.kind, grader.model, grader.extract) == ("demo", "faulty", True)
+        assert (grader.kind, grader.model, grader.extract) == ("demo", "m", True)
         assert (grader.timeout_s, grader.retries, grader.parallel) == (7, 0, 2)
         assert (grader.price, grader.budget, grader.hosted) == ((1.0, 2.0), None, False)
-        assert grader.identity == ["demo", "faulty"]
+        assert grader.identity == ["demo", "m"]
         assert grader.client().ask(PAYLOAD) == "A"
         assert server.keys == {f"Bearer {KEY}"}
         assert "canary" not in f"{grader} {grader!r} {grader.client()!r}"
@@ -296,7 +299,13 @@ def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"kind": "none"}, "evaluation.grader.kind: MIABench need a grader and it is 'none'"),
+        ({"kind": "none"}, "evaluation.grader.kind: MIABench needs a grader and it is 'none'"),
+        ({"kind": None}, "evaluation.grader.kind: MIABench needs a grader and it is 'None'"),
+        (
+            {"model": None},
+            "evaluation.grader.model: empty, and kind openai needs base_url and model",
+        ),
+        ({"kind": "demo", "model": None}, "start a grader and give its address and model"),
         ({"base_url": None}, "evaluation.grader.base_url: empty"),
         ({"base_url": "grader.example"}, "'grader.example' is no address"),
         ({"base_url": "https://me:pass@grader.example"}, "holds a name, a password or a query"),
@@ -310,7 +319,7 @@ def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
             {"base_url": "https://grader.example/v1"},
             "key_env: MY_KEY, the variable that evaluation.grader.key_env names, is not set",
         ),
-        ({"budget": 1.0}, "evaluation.grader.budget: needs evaluation.grader.price"),
+        ({"budget": 1.0}, "evaluation.grader.price: budget needs it"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, line, monkeypatch):
@@ -323,7 +332,7 @@ def test_settings_that_cannot_work_are_refused(changes, line, monkeypatch):
 
 
 def test_extraction_alone_needs_a_grader_too():
-    with pytest.raises(InputError, match="kind: AI2D need a grader"):
+    with pytest.raises(InputError, match=r"grader\.extract: there is no grader .* .kind .none.."):
         grading.connect({"kind": "none", "extract": True}, ["AI2D", "OCRBench"])
 
 
@@ -374,14 +383,31 @@ def test_a_grader_that_is_down_is_named():
     with faulty_grader() as server:
         address = server.base_url
     with pytest.raises(InputError, match=f"{address} does not answer .*refused.*; start the"):
-        grading.connect({"kind": "demo", "base_url": address}, ["MIABench"])
+        grading.connect({"kind": "demo", "base_url": address, "model": "m"}, ["MIABench"])
 
 
-def test_a_server_without_a_list_needs_a_model():
+def test_a_server_needs_no_list_of_its_models():
     with faulty_grader(listed=fail(404)) as server:
-        with pytest.raises(InputError, match="models lists none; set it"):
-            grading.connect(settings(server), ["MIABench"])
-        assert grading.connect(settings(server, model="m"), ["MIABench"]).model == "m"
+        assert grading.connect(settings(server), ["MIABench"]).model == "m"
+
+
+def test_a_config_is_checked_without_key_and_network(monkeypatch):
+    monkeypatch.delenv("MY_KEY", raising=False)
+    hosted = {
+        "kind": "openai",
+        "base_url": "https://a.example/v1",
+        "model": "m",
+        "key_env": "MY_KEY",
+    }
+    config = {"evaluation": {"grader": hosted}}
+    assert grading.check_grader(hosted, ["AI2D", "MIABench"]) == ["MIABench"]
+    assert grading.check_grader({"kind": "demo", "extract": True}, ["AI2D", "OCRBench"]) == ["AI2D"]
+    assert grading.check_grader(None, ["AI2D"]) == []
+    assert key_missing(config, ["AI2D"]) is None
+    line = "config: evaluation.grader.key_env: MY_KEY, the variable that"
+    assert key_missing(config, ["MIABench"]).startswith(line)
+    monkeypatch.setenv("MY_KEY", KEY)
+    assert key_missing(config, ["MIABench"]) is None
 
 
 def test_children_need_not_see_the_key(monkeypatch):

@@ -18,7 +18,6 @@ from interlace.evaluation.intervals import (
     interval,
     permutation_p,
     resampled_scores,
-    same_questions,
     swapped_scores,
 )
 
@@ -177,13 +176,6 @@ def test_all_benchmarks_questions_at_once_keep_within_bounds(monkeypatch):
     assert sum(rows for rows, _ in sizes) == RESAMPLES == len(scores)
     assert max(rows * columns for rows, columns in sizes) <= intervals._DRAWS_AT_ONCE
     assert scores.std() == pytest.approx(100 * value.std() / math.sqrt(27_000), rel=0.1)
-
-
-def test_same_questions():
-    a = make_outcomes([0, 1, 1], question=[1, 2, 2])
-    assert same_questions(a, a.iloc[::-1].assign(value=0.5))
-    assert not same_questions(a, a.iloc[:2])
-    assert not same_questions(a, make_outcomes([0, 1, 1], question=[1, 1, 2]))
 
 
 def test_p_values_count_swaps_that_go_as_far_and_are_never_zero():

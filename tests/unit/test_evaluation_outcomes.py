@@ -80,7 +80,9 @@ texts = st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, 
 
 
 @given(texts)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
 def test_any_prediction_comes_back(tmp_path, predictions):
     write_outcomes(tmp_path / "o.parquet", make_outcomes(len(predictions), prediction=predictions))
     assert list(read_outcomes_file(tmp_path / "o.parquet")["prediction"]) == predictions

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from interlace.sampling.published import published_rows
 from tests.finevision_like import SCHEMA, TEXT_ONLY, scaled_rows, write_hollow, write_scaled
+from tests.published import published_rows
 
 
 def test_the_published_counts_are_those_the_paper_draws_from():

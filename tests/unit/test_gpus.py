@@ -68,10 +68,27 @@ def test_fewer_gpus_than_asked_for_are_all_taken():
         assert found == NAMES.split(",")
 
 
+def test_jobs_within_one_allocation_get_gpus_of_their_own(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with claimed_gpus(1) as first:
+        os.environ["CUDA_VISIBLE_DEVICES"] = NAMES
+        with claimed_gpus(1) as second:
+            assert len({*first, *second}) == 2
+
+
+def test_gpus_are_counted_as_cuda_does(monkeypatch, tmp_path):
+    for name in ("nvidia3", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    assert visible_gpus() == ["0"]
+
+
 @pytest.mark.parametrize("case", ["none wanted", "slurm", "no gpu"])
 def test_nothing_changes_where_there_is_nothing_to_share(case, monkeypatch, tmp_path):
     if case == "slurm":
         monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     if case == "no gpu":
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     before = os.environ["CUDA_VISIBLE_DEVICES"]

@@ -159,6 +159,36 @@ def test_groups_of_the_paper_are_balanced(paper):
     assert max(costs) < 1.25 * min(costs)
 
 
+def test_a_benchmark_more_or_less_leaves_the_others_in_their_jobs(monkeypatch):
+    def groups(*names):
+        evaluation = {"benchmarks": list(names), "grader": {"kind": "demo"}}
+        found = make(monkeypatch, evaluation=evaluation).benchmark_groups()
+        return {frozenset(group) for group in found}
+
+    every = groups(*BENCHMARKS)
+    assert len(every) == 4
+    left = {group - {"POPE"} for group in every} - {frozenset()}
+    assert groups(*(name for name in BENCHMARKS if name != "POPE")) == left
+    assert groups("AI2D", "POPE") == {frozenset({"AI2D"}), frozenset({"POPE"})}
+
+
+def test_local_files_are_what_a_run_starts_from(monkeypatch, tmp_path):
+    grid = make(monkeypatch)
+    assert grid.base_inputs("qwen3_vl_8b") == grid.sample_inputs() == []
+    for name in ("m/config.json", "m/model.safetensors", "m/notes.md", "d/s/0.parquet", "d/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    grid = make(
+        monkeypatch,
+        models={"m": {"source": "local", "path": str(tmp_path / "m")}},
+        experiments={},
+        data={"source": "local", "path": str(tmp_path / "d")},
+    )
+    names = ("m/config.json", "m/model.safetensors")
+    assert grid.base_inputs("m") == [str(tmp_path / name) for name in names]
+    assert grid.sample_inputs() == [str(tmp_path / "d/s/0.parquet")]
+
+
 def test_ids_round_trip():
     assert variant_id("interlace", 25, tuned=True) == "interlace-25-ft"
     assert plan_id("interlace-25-ft") == "interlace-25"

@@ -27,6 +27,14 @@ with claimed(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)
 """
+WRITE = """
+import sys
+from interlace.io import atomic_path
+with atomic_path(sys.argv[1]) as partial:
+    partial.write_text('{"by": "them"}')
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -48,6 +56,28 @@ def test_a_failed_folder_is_not_there(tmp_path):
         assert not (partial / "half").exists()
         (partial / "whole").write_text("x")
     assert [p.name for p in target.iterdir()] == ["whole"]
+
+
+def test_writers_of_one_file_do_not_meet_and_what_the_dead_left_goes(tmp_path):
+    target = tmp_path / "[a].json"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(target)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "begun\n"
+        write_json(target, {"by": "us"})
+        assert len(list(tmp_path.glob("*.partial"))) == 1  # of one that is at work
+        other.communicate("go on")
+        assert other.returncode == 0
+    assert read_json(target) == {"by": "them"}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(target)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "begun\n"
+        other.kill()
+    write_json(target, {"by": "us"})
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
 def test_nan_is_refused(tmp_path):

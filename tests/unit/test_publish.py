@@ -1,4 +1,4 @@
-"""Publishing, against a hub on loopback; each in a process of its own, as the rule runs it."""
+"""Publishing, against a hub on loopback; in a process of its own where the process matters."""
 
 import hashlib
 import json
@@ -60,26 +60,68 @@ def hub():
         yield server
 
 
+@pytest.fixture
+def upload(hub, monkeypatch, capfd):
+    """Publish in this process: return what was recorded and what was said, without the token."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def upload(checkpoint, evaluations=(), private=True, token=CANARY, url=None):
+        monkeypatch.setattr(constants, "ENDPOINT", url or hub.url)
+        monkeypatch.setenv("HF_TOKEN", token)
+        out = checkpoint.parents[1] / "published" / "interlace-25-ft.json"
+        out.unlink(missing_ok=True)
+        settings = {"namespace": "me", "private": private}
+        names = {"model": "big", "variant": "interlace-25-ft"}
+        try:
+            publish(checkpoint, evaluations, out, settings, **names)
+        finally:
+            told = "".join(capfd.readouterr())
+            assert CANARY not in told
+            assert "signature=secret" not in told
+        return json.loads(out.read_text()), told
+
+    return upload
+
+
+@pytest.fixture
+def refusal(upload, checkpoint):
+    """Publish what is refused; return the line that says why."""
+
+    def refusal(**options):
+        with pytest.raises(InputError) as error:
+            upload(checkpoint, **options)
+        assert not list(checkpoint.parents[1].glob("published/*.json"))
+        line = str(error.value)
+        assert CANARY not in line
+        assert "\n" not in line
+        return line
+
+    return refusal
+
+
 class Publishing:
     """One run of the script `publish`; what it printed and what it left."""
 
-    def __init__(self, hub, checkpoint, evaluations=(), settings=None, token=CANARY, **environment):
+    def __init__(self, hub, checkpoint, **environment):
         run = checkpoint.parents[2]
         self.out = run / "big" / "published" / "interlace-25-ft.json"
         self.log = run / "logs" / "publish.log"
         given = {
-            "input": {"checkpoint": str(checkpoint), "evaluations": [str(e) for e in evaluations]},
+            "input": {"checkpoint": str(checkpoint), "evaluations": []},
             "output": [str(self.out)],
-            "params": {"settings": settings or {"namespace": "me", "private": True}, "standin": []},
+            "params": {"settings": {"namespace": "me", "private": True}, "standin": []},
             "wildcards": {"model": "big", "variant": "interlace-25-ft"},
             "log": [str(self.log)],
         }
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-            "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
+            "HF_ENDPOINT": hub.url,
             "HF_HUB_DISABLE_XET": "1",
             "HF_HOME": str(run / "hf"),
-            **({"HF_TOKEN": token} if token else {}),
+            "HF_TOKEN": CANARY,
             **environment,
         }
         script = ROOT / "workflow" / "scripts" / "publish.py"
@@ -115,9 +157,9 @@ def scores(checkpoint, revision=None, score=61.0):
     ]
 
 
-def test_a_checkpoint_is_uploaded_with_its_scores_and_stays_as_it_is(hub, checkpoint):
+def test_a_checkpoint_is_uploaded_with_its_scores_and_stays_as_it_is(hub, upload, checkpoint):
     before = folder_digest(checkpoint)
-    result = Publishing(hub, checkpoint, scores(checkpoint)).result()
+    result, _ = upload(checkpoint, scores(checkpoint))
     repository = hub.repositories[REPO]
     assert repository.private
     assert result["private"] is True
@@ -151,20 +193,20 @@ def test_the_token_goes_to_the_hub_alone(hub, checkpoint):
     assert not any(CANARY in p.read_text("latin-1") for p in tree.rglob("*") if p.is_file())
 
 
-def test_again_sends_only_what_is_new(hub, checkpoint):
-    first = Publishing(hub, checkpoint).result()
+def test_again_sends_only_what_is_new(hub, upload, checkpoint):
+    first, _ = upload(checkpoint)
     assert len(hub.puts()) == 2
     hub.log.clear()
-    second = Publishing(hub, checkpoint).result()
+    second, _ = upload(checkpoint)
     assert second["commit"] == first["commit"]
     assert len(hub.repositories[REPO].messages) == 1
-    third = Publishing(hub, checkpoint, scores(checkpoint)).result()
+    third, _ = upload(checkpoint, scores(checkpoint))
     assert third["commit"] != first["commit"]
     assert hub.puts() == []
     assert "61.00" in hub.repositories[REPO].files["README.md"].decode()
 
 
-def test_killed_in_an_upload_it_goes_on_where_it_was(hub, checkpoint):
+def test_killed_in_an_upload_it_goes_on_where_it_was(hub, upload, checkpoint):
     hub.stall_on = b"two"
     killed = Publishing(hub, checkpoint)
     assert hub.stalled.wait(60)
@@ -177,16 +219,16 @@ def test_killed_in_an_upload_it_goes_on_where_it_was(hub, checkpoint):
     assert hub.repositories[REPO].messages == []
     hub.stall_on = None
     hub.log.clear()
-    Publishing(hub, checkpoint).result()
+    upload(checkpoint)
     assert hub.puts() == [hashlib.sha256(b"two" * 99).hexdigest()]
     assert "model-1.safetensors" in hub.repositories[REPO].files
 
 
-def test_weights_of_an_earlier_checkpoint_leave_and_other_files_stay(hub, checkpoint):
-    Publishing(hub, checkpoint).result()
+def test_weights_of_an_earlier_checkpoint_leave_and_other_files_stay(hub, upload, checkpoint):
+    upload(checkpoint)
     hub.repositories[REPO].files["figure.png"] = b"mine"
     make_weights(checkpoint, {"model.safetensors": b"whole" * 9})
-    Publishing(hub, checkpoint).result()
+    upload(checkpoint)
     files = hub.repositories[REPO].files
     assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"]
     assert files["figure.png"] == b"mine"
@@ -234,64 +276,54 @@ def test_the_card_has_no_share_over_other_questions(tmp_path, side, change):
         assert f"| mean of 2 | {means[0]} | {means[1]} | |" in text
 
 
-def test_a_score_of_other_weights_is_not_on_the_card(hub, checkpoint):
-    stale = scores(checkpoint, revision="0" * 16)
-    run = Publishing(hub, checkpoint, stale)
-    result = run.result()
+def test_a_score_of_other_weights_is_not_on_the_card(hub, upload, checkpoint):
+    result, told = upload(checkpoint, scores(checkpoint, revision="0" * 16))
     assert result["scores"] == {"cot": [], "limited": []}
     assert result["scores_left_out"] == ["AI2D.json", "POPE.json"]
     assert "## Scores" not in hub.repositories[REPO].files["README.md"].decode()
-    assert "of other weights" in run.log.read_text()
+    assert "of other weights" in told
 
 
-def test_public_if_asked_for(hub, checkpoint):
-    settings = {"namespace": "me", "private": False}
-    assert Publishing(hub, checkpoint, settings=settings).result()["private"] is False
+def test_public_if_asked_for(hub, upload, checkpoint):
+    result, _ = upload(checkpoint, private=False)
+    assert result["private"] is False
     assert not hub.repositories[REPO].private
 
 
-def refusal(*arguments, **options):
-    run = Publishing(*arguments, **options)
-    said = run.finish()
-    assert run.process.returncode == 1
-    assert not run.out.exists()
-    (line,) = said.strip().splitlines()
-    return line
-
-
-def test_a_public_repository_gets_nothing_private(hub, checkpoint):
+def test_a_public_repository_gets_nothing_private(hub, refusal):
     hub.repositories[REPO] = Repository(private=False)
-    assert "is a public repository" in refusal(hub, checkpoint)
+    assert "is a public repository" in refusal()
     assert hub.repositories[REPO].messages == []
 
 
-def test_a_repository_of_something_else_is_left_alone(hub, checkpoint):
+def test_a_repository_of_something_else_is_left_alone(hub, refusal):
     hub.repositories[REPO] = Repository(private=True)
     hub.repositories[REPO].files["model.safetensors"] = b"another's"
-    assert "not interlace's" in refusal(hub, checkpoint)
+    assert "not interlace's" in refusal()
     assert hub.repositories[REPO].files["model.safetensors"] == b"another's"
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"token": "hf_another"}, "does not accept the token"),
-        ({"HF_HUB_OFFLINE": "1"}, "broke off"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(hub, checkpoint, options, words):
-    assert words in refusal(hub, checkpoint, **options)
+def test_a_token_that_the_hub_refuses_is_one_line(hub, refusal):
+    assert "does not accept the token" in refusal(token="hf_another")
     assert hub.repositories == {}
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(checkpoint):
-    assert "http://127.0.0.1:9 broke off; run again" in refusal(None, checkpoint)
+def test_offline_is_one_line_on_the_terminal(hub, checkpoint):
+    run = Publishing(hub, checkpoint, HF_HUB_OFFLINE="1")
+    (line,) = run.finish().strip().splitlines()
+    assert run.process.returncode == 1
+    assert not run.out.exists()
+    assert "broke off" in line
+    assert hub.repositories == {}
 
 
-def test_a_server_that_echoes_the_token_does_not_get_it_printed(hub, checkpoint):
+def test_a_hub_that_cannot_be_reached_is_one_line(refusal):
+    assert "http://127.0.0.1:9 broke off; run again" in refusal(url="http://127.0.0.1:9")
+
+
+def test_a_server_that_echoes_the_token_does_not_get_it_printed(hub, refusal):
     hub.refuse = 403
-    line = refusal(hub, checkpoint)
-    assert "may not write there" in line
+    assert "may not write there" in refusal()
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,10 @@ def render(name: str, config: dict, **wildcards) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # Where a rule's own reasons stand in, they are its params'.
+    params = SimpleNamespace(standin=config["standin"])
     text = environment.from_string((CAPTIONS / name).read_text(encoding="utf-8")).render(
-        snakemake=SimpleNamespace(config=config, wildcards=wildcards)
+        snakemake=SimpleNamespace(config=config, params=params, wildcards=wildcards)
     )
     settings = {"halt_level": 2, "report_level": 2}
     return publish_parts(text, writer="html", settings_overrides=settings)["html_body"]

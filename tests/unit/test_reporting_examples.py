@@ -17,7 +17,7 @@ from interlace.evaluation.outcomes import write_outcomes
 from interlace.io import write_json
 from interlace.reporting import examples
 from interlace.reporting.examples import choose, compare, read_rows
-from interlace.reporting.examples_page import shortened, variant_name, write_examples
+from interlace.reporting.examples_page import shortened, write_examples
 from tests.tiny_benchmarks import make_tiny_benchmarks
 
 HOSTILE = '<script>alert("1")</script>&amp;<img src=x onerror=alert(1)>\x00\u202e</div></p>'
@@ -150,11 +150,13 @@ def test_one_row_per_question():
 
 
 hits = st.lists(
-    st.tuples(st.sampled_from([0, 0.3, 1]), st.sampled_from([0, 0.6, 1, None])), min_size=1
+    st.tuples(st.sampled_from([0, 0.3, 1]), st.sampled_from([0, 0.6, 1, None])),
+    min_size=1,
+    max_size=12,
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(hits, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_the_order_of_the_file_does_not_matter(pairs, samples, random):
     both = outcomes(range(len(pairs)), [a for a, _ in pairs]).merge(
@@ -329,19 +331,25 @@ def test_mistakes_are_named(run, tmp_path):
     files = run({"AI2D": pair, "POPE": pair})
     with pytest.raises(InputError, match="not the same benchmarks"):
         page(files[:3], tmp_path)
-    with pytest.raises(InputError, match=r"two variants in one mode, not dense/cot$"):
+    with pytest.raises(InputError, match=r"two variants of a model in one mode, not m/dense/cot$"):
         page(files[:2], tmp_path)
     other = write_result(tmp_path, "interlace-25-ft", "AI2D", pair[1], mode="limited")
-    with pytest.raises(InputError, match="dense/cot, interlace-25-ft/limited"):
+    with pytest.raises(InputError, match="m/dense/cot, m/interlace-25-ft/limited"):
         page([files[0], other], tmp_path)
-    write_result(tmp_path, "interlace-25-ft", "POPE", outcomes(range(3), [1.0] * 3))
+    write_result(tmp_path, "interlace-25-ft", "POPE", pair[1], generation={"max_new_tokens": 9})
+    with pytest.raises(InputError, match=r"generation\.max_new_tokens is 50 and 9"):
+        page(files, tmp_path)
+    write_result(tmp_path, "interlace-25-ft", "POPE", outcomes(range(3), [1.0] * 3), partial=True)
     with pytest.raises(InputError, match=r"POPE\.json: its samples are not those of"):
         page(files, tmp_path)
     write_json(tmp_path / "lmu" / "AI2D_TEST.json", {"md5": "def"})
     with pytest.raises(InputError, match=r"AI2D\.json: made from another AI2D_TEST\.tsv"):
         compare(files[:1], files[2:3], tmp_path / "lmu", 3)
-
-
-def test_variants_are_called_as_in_tables():
-    assert variant_name("interlace-25-ft") == "INTERLACE 25 %"
-    assert variant_name("dense") == "Dense"
+    write_json(tmp_path / "lmu" / "AI2D_TEST.json", {})
+    with pytest.raises(InputError, match=r"AI2D_TEST\.json: no key 'md5'"):
+        compare(files[:1], files[2:3], tmp_path / "lmu", 3)
+    write_json(files[0], {"variant": "dense"})
+    with pytest.raises(InputError, match=r"AI2D\.json: no key 'model'"):
+        page(files, tmp_path)
+    with pytest.raises(InputError, match=r"AI2D\.json: no key 'benchmark'"):
+        compare(files[:1], files[2:3], tmp_path / "lmu", 3)

@@ -8,6 +8,7 @@ from interlace.errors import InputError
 from interlace.io import write_json
 from interlace.reporting import build
 from interlace.reporting.figure_plan import draw_plan
+from interlace.reporting.figures import STYLE
 from interlace.selection.plan import LayerPlan
 from interlace.selection.registry import METHODS
 from tests.unit.reporting_results import STANDIN, make_plan, texts
@@ -15,7 +16,8 @@ from tests.unit.score_tables import plan, random_table
 
 
 @pytest.fixture(autouse=True)
-def _close_figures():
+def _figures_of_tests(monkeypatch):
+    monkeypatch.setitem(STYLE, "pdf.fonttype", 3)  # to embed subsets of fonts takes seconds
     yield
     plt.close("all")
 

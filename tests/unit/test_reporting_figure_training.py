@@ -18,14 +18,15 @@ from interlace.reporting.figure_training import (
     draw_training,
     read_steps,
     smooth,
-    variant_label,
     window_of,
 )
+from interlace.reporting.figures import STYLE
 from tests.unit.reporting_results import STANDIN, texts
 
 
 @pytest.fixture(autouse=True)
-def _close_figures():
+def _figures_of_tests(monkeypatch):
+    monkeypatch.setitem(STYLE, "pdf.fonttype", 3)  # to embed subsets of fonts takes seconds
     yield
     plt.close("all")
 
@@ -155,16 +156,22 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path, text, words):
     assert "\n" not in str(caught.value)
 
 
+def write_curves(folder, stem):
+    build_training_figure(folder, stem, model="M", variant="interlace-25-ft", standin=STANDIN)
+
+
 def test_figures_are_written_from_checkpoints_and_the_same_every_time(tmp_path):
-    folder = write_steps(tmp_path / "interlace-25-ft", make_steps(2100, speed=True))
+    folder = write_steps(tmp_path / "interlace-25-ft", make_steps(120, speed=True))
     for name in ("a.b", "c.d"):
-        build_training_figure(
-            folder, tmp_path / name, model="Model", variant="interlace-25-ft", standin=STANDIN
-        )
+        write_curves(folder, tmp_path / name)
     for suffix in ("svg", "pdf", "png"):
         one, other = (tmp_path / f"{name}.{suffix}" for name in ("a.b", "c.d"))
         assert one.read_bytes() == other.read_bytes()
-    assert (tmp_path / "a.b.svg").stat().st_size < 400_000
+
+
+def test_many_steps_make_no_large_file(tmp_path):
+    write_curves(write_steps(tmp_path / "run", make_steps(2100)), tmp_path / "figure")
+    assert (tmp_path / "figure.svg").stat().st_size < 400_000
 
 
 def test_the_overview_has_a_panel_per_model_and_one_colour_per_variant(tmp_path):
@@ -182,12 +189,11 @@ def test_the_overview_has_a_panel_per_model_and_one_colour_per_variant(tmp_path)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     assert shown == ["Dense-FT", "SLEB-FT 25 %", "INTERLACE 10 %"]
     assert "Stand-in" in texts(figure)
+    assert left.get_ylabel() == "Loss (smoothed)"
+    short = {"interlace-10-ft": make_steps(10)}  # not smoothed, and drawn last
+    assert draw_overview({"Big": steps, "Small": short}).axes[0].get_ylabel() == "Loss (smoothed)"
+    assert draw_overview({"Small": short}).axes[0].get_ylabel() == "Loss"
     build_overview({"Big": runs}, tmp_path / "overview", standin=[])
     assert (tmp_path / "overview.svg").exists()
     with pytest.raises(InputError, match="no fine-tuned checkpoint"):
         build_overview({}, tmp_path / "none", standin=[])
-
-
-def test_variants_have_the_names_of_the_tables():
-    names = {"dense-ft": "Dense-FT", "random-20-ft": "Random 20 %", "own_one-5-ft": "own one 5 %"}
-    assert {name: variant_label(name) for name in names} == names

@@ -3,24 +3,30 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.text import Text
 
+from interlace.errors import InputError
 from interlace.evaluation.outcomes import write_outcomes
 from interlace.io import read_json
+from interlace.reporting.alike import check_alike
 from interlace.reporting.figure_ttft import draw_breakdown, draw_speedup
 from interlace.reporting.figure_ttft_accuracy import draw_accuracy, panels_of
-from interlace.reporting.figure_ttft_tokens import draw_tokens
+from interlace.reporting.figure_ttft_tokens import _lowest, draw_tokens
+from interlace.reporting.figures import MANY, STYLE
 from interlace.reporting.labels import Variant
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results, load_results
-from interlace.reporting.ttft_outputs import build_ttft_accuracy, build_ttft_figures
+from interlace.reporting.ttft_outputs import build_ttft_accuracy
 from tests.unit.reporting_results import MODELS, STANDIN, texts, write_score, write_timing
 
 PAPER = load_paper()
 
 
 @pytest.fixture(autouse=True)
-def _close_figures():
+def _figures_of_tests(monkeypatch):
+    monkeypatch.setitem(STYLE, "pdf.fonttype", 3)  # to embed subsets of fonts takes seconds
     yield
     plt.close("all")
 
@@ -140,6 +146,23 @@ def test_text_only_samples_have_a_place(tmp_path):
     figure.draw_without_rendering()
     low, high = figure.axes[0].get_xlim()
     assert low <= 0 < 30 <= high
+
+
+def test_many_samples_are_drawn_as_pixels(tmp_path):
+    for count, pixels in ((MANY, False), (MANY + 1, True)):
+        tokens = tuple(range(1, count + 1))
+        file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=tokens)
+        dots, line = draw_tokens(load_results([file]), MODELS, PAPER, "interlace").axes[0].lines[:2]
+        assert bool(dots.get_rasterized()) is pixels
+        assert not line.get_rasterized()
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1)), min_size=1, max_size=30))
+def test_the_roofline_is_the_lowest_of_as_many_tokens_or_more(samples):
+    tokens, least = map(np.array, zip(*samples, strict=True))
+    counts, line = _lowest(tokens, least)
+    assert list(counts) == sorted(set(tokens))
+    assert list(line) == [least[tokens >= count].min() for count in counts]
 
 
 def outcome_rows(hits):
@@ -262,6 +285,17 @@ def test_every_point_has_its_name_and_no_name_covers_another(scored):
     assert "Stand-in" in texts(figure)
 
 
+def test_an_interval_that_tables_refuse_is_not_drawn(tmp_path, monkeypatch):
+    files = [full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")]
+    files.append(write_scored(tmp_path, "interlace-25-ft", "AI2D", [1, 0]))
+    results = load_results(files)
+    (point,) = panels_of(results, "big", PAPER)[0].points
+    assert point.score_interval == (0.0, 100.0)
+    monkeypatch.setattr("interlace.reporting.estimates.defined_share", lambda samples: 0.9)
+    (point,) = panels_of(results, "big", PAPER)[0].points
+    assert point.score_interval is None
+
+
 def test_points_on_one_spot_still_have_names_apart(tmp_path):
     files = []
     for method in ("interlace", "random", "consecutive", "sleb"):
@@ -287,14 +321,19 @@ def test_speedup_has_the_paper_s_marker_beside_ours(tmp_path):
     assert [printed] in [list(line.get_ydata()) for line in figure.axes[0].lines]
 
 
-def test_all_figures_are_written(tmp_path):
+def write_accuracy(scores, timing, stem):
+    build_ttft_accuracy(scores, [timing], stem, model="big", label="The model", standin=[])
+
+
+def test_accuracy_is_written_and_of_results_that_were_made_alike(tmp_path):
     timing = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D")
-    score = write_score(tmp_path, "big", "interlace-25-ft", "limited", "AI2D", 50.0)
-    out = tmp_path / "figures"
-    build_ttft_figures([timing], out, models=MODELS, standin=[])
-    build_ttft_accuracy(
-        [score], [timing], out / "ttft_accuracy", model="big", label="The model", standin=[]
-    )
-    stems = {p.stem for p in out.iterdir()}
-    assert stems == {"ttft_speedup", "ttft_breakdown", "ttft_tokens", "ttft_accuracy"}
-    assert len(list(out.iterdir())) == 12
+    score = write_score(tmp_path, "big", "interlace-25-ft", "limited", "AI2D", 50.0, device="cpu")
+    write_accuracy([score], timing, tmp_path / "figures" / "ttft_accuracy")
+    assert {p.name for p in (tmp_path / "figures").iterdir()} == {
+        f"ttft_accuracy.{suffix}" for suffix in ("svg", "pdf", "png")
+    }
+    other = write_score(tmp_path, "big", "dense", "limited", "AI2D", 50.0, device="cuda")
+    with pytest.raises(InputError, match=r"result\.device is 'cpu' and 'cuda'"):
+        write_accuracy([score, other], timing, tmp_path / "refused")
+    old = write_score(tmp_path, "big", "dense", "limited", "AI2D", 50.0)  # which did not say
+    check_alike(load_results([score, old]))

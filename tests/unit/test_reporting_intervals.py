@@ -19,7 +19,7 @@ from interlace.reporting.paper import load_paper
 from interlace.reporting.resamples import Resampler
 from interlace.reporting.results import load_results
 from interlace.reporting.tables import make_table
-from tests.unit.reporting_results import EXPERIMENTS, MODELS, write_hits, write_run, write_score
+from tests.unit.reporting_results import EXPERIMENTS, MODELS, shared_run, write_hits, write_score
 
 PAPER = load_paper()
 MAIN = "interlace-25-ft"
@@ -27,7 +27,7 @@ MAIN = "interlace-25-ft"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> list[Path]:
-    return write_run(tmp_path_factory.mktemp("run"), num_rows=40)
+    return shared_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from interlace.reporting.layout import Cell, Column, Row, Table
 from interlace.reporting.notes import (
     answer_notes,
+    device_notes,
     few_notes,
     grader_notes,
     interval_notes,
@@ -126,4 +127,15 @@ def test_the_note_on_intervals_tells_their_kind():
     assert interval_notes(table(1, None), 7)[0].startswith("No interval: 1 of 1 numbers")
     assert interval_notes(table(2, None, "speed"), 7, measured={"speed"}) == []
     assert "over the timed samples" in interval_notes(table(4, 1.0), 7)[0]
+    assert "over the timed samples" in interval_notes(table("TTFT", 1.0), 7)[0]
     assert interval_notes(table(4, None), 7) == []
+
+
+def test_a_device_is_named_with_the_samples_where_they_are_known():
+    def results(*counts):
+        found = {str(i): Timing(1.0, device="H100", num_samples=n) for i, n in enumerate(counts)}
+        return Results(timings={("m", "interlace-25-ft"): found})
+
+    assert device_notes(results(None)) == ["TTFT of ours: on H100."]
+    assert device_notes(results(6, 6)) == ["TTFT of ours: on H100, 6 samples per benchmark."]
+    assert device_notes(results(60, 6)) == ["TTFT of ours: on H100, 6-60 samples per benchmark."]

@@ -98,9 +98,12 @@ def test_pages_beyond_the_limit_are_left_out_and_that_is_said(tmp_path, monkeypa
     assert all("the first 2 of 5 subsets" in texts for texts in said)
 
 
+FONT = _load_fonts().text
+
+
 @given(st.text(max_size=300), st.integers(1, 8))
 def test_wrapped_lines_are_as_wide_and_as_many_as_there_is_room(text, most):
-    font = _load_fonts().text
+    font = FONT
     lines = _wrap(text, font, 180, most)
     assert len(lines) <= most
     assert all(font.getlength(line) <= 180 for line in lines)

@@ -26,8 +26,8 @@ from tests.unit.reporting_results import (
     EXPERIMENTS,
     MODELS,
     STANDIN,
+    shared_run,
     write_hits,
-    write_run,
     write_score,
 )
 
@@ -39,8 +39,8 @@ SMALLEST = 2 / (RESAMPLES + 1)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a run with all methods, and its comparisons by scope."""
-    root = tmp_path_factory.mktemp("run")
-    files = write_run(root, num_rows=30)
+    files = shared_run(tmp_path_factory.getbasetemp())
+    root = files[0].parents[4]
     found = compare([2, 3, 5], load_results(files), PAPER, MODELS, EXPERIMENTS)
     by_scope = {
         scope: {(c.table, c.method, c.against): c for c in found if c.scope == scope}

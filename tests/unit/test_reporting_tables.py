@@ -203,7 +203,7 @@ def test_partial_scores_carry_a_dagger_into_their_averages(tmp_path):
 
 @pytest.mark.parametrize("number", range(1, 7))
 def test_a_stand_in_says_so_in_every_format(papers_own, number, tmp_path):
-    real, standin = table_of(number, papers_own), table_of(number, papers_own, standin=STANDIN)
+    standin = table_of(number, papers_own, standin=STANDIN)
     models = {key: {**model, "label": key} for key, model in MODELS.items()}
     real = table_of(number, papers_own, models=models)
     for write in (render.to_csv, render.to_markdown, render.to_latex, render.to_html):

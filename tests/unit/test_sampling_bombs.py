@@ -64,7 +64,9 @@ def total_of(out):
 
 DRAW = """
 import json, resource, sys
+from interlace.sampling import decoder, fetch
 from interlace.sampling.run import draw_samples
+fetch.MOST_UNPACKED, decoder.SLACK = 2**28, 2**26
 mine = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = mine()
 draw_samples(sys.argv[1], sys.argv[2], {"fraction": 1.0}, seed=0)
@@ -75,7 +77,7 @@ print(mine() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def test_what_one_takes_is_limited_however_large_it_is(tmp_path):
-    rows = 1200  # 1.2 GB: above MOST_UNPACKED, and three times that to decode
+    rows = 480  # 480 MB: above MOST_UNPACKED, and three times that to decode
     write(tmp_path / "in", "dictionary", rows)
     done = subprocess.run(
         [sys.executable, "-c", DRAW, str(tmp_path / "in"), str(tmp_path / "out")],
@@ -87,7 +89,8 @@ def test_what_one_takes_is_limited_however_large_it_is(tmp_path):
     assert total["kept"] == 10
     mine, childs = (1024 * int(peak) for peak in done.stdout.splitlines()[-1].split())
     assert mine < 100 * MB
-    assert childs < 3.6 * fetch.MOST_UNPACKED
+    # Three copies, a quarter of slack and what Python and Arrow take; without a limit it is 5.4.
+    assert childs < 4.2 * 2**28
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "nested", "delta"])
@@ -97,12 +100,13 @@ def test_a_row_group_that_unpacks_to_more_than_it_announces_cannot_be_read(
     monkeypatch.setattr(fetch, "MOST_UNPACKED", 30 * MB)
     monkeypatch.setattr(decoder, "SLACK", 30 * MB)
     write(tmp_path / "in", kind, 60, bombs=2)
-    for workers in (1, 8):
+    draws = (1, 8) if kind == "dictionary" else (1,)
+    for workers in draws:
         settings = {"fraction": 1.0, "workers": workers}
         draw_samples(tmp_path / "in", tmp_path / f"{workers}", settings, seed=0)
-    total = total_of(tmp_path / "1")
-    assert (total["kept"], total["rejected"]["unreadable_row_group"]) == (10, 120)
-    assert folder_digest(tmp_path / "1") == folder_digest(tmp_path / "8")
+        total = total_of(tmp_path / f"{workers}")
+        assert (total["kept"], total["rejected"]["unreadable_row_group"]) == (10, 120)
+    assert len({folder_digest(tmp_path / f"{workers}") for workers in draws}) == 1
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from interlace.sampling.source import open_source
 from interlace.sampling.subset import draw_subset
 from tests.flaky import FlakyFileSystem, serve
 from tests.tiny import SCHEMA
-from tests.unit.test_sampling_samples import row
+from tests.unit.sample_rows import row
 
-SETTINGS = {"fraction": 0.5, "retries": 0, "workers": 4}
+SETTINGS = {"fraction": 0.5, "retries": 0, "workers": 1}
 
 
 @pytest.fixture

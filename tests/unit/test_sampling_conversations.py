@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,7 +23,9 @@ from interlace.sampling.conversations import (
     main,
 )
 from interlace.sampling.domain import IMAGES, TEXTS
+from interlace.sampling.settings import complete
 from tests.tiny import make_tiny_samples
+from tests.unit.sample_rows import draw_samples
 
 SCHEMA = pa.schema([("images", IMAGES), ("texts", TEXTS), ("id", pa.string())])
 
@@ -34,8 +36,8 @@ def encoded(colour, format="PNG"):
     return buffer.getvalue()
 
 
-def write_samples(root, rows):
-    """Write samples `(id, [image bytes], [(user, assistant)])` of one subset."""
+def write_samples(root, rows, held_out=()):
+    """Write samples `(id, [image bytes], [(user, assistant)])` of one subset, and the manifest."""
     folder = root / "a(b)+c"
     folder.mkdir(parents=True)
     body = [
@@ -47,6 +49,8 @@ def write_samples(root, rows):
         for name, images, turns in rows
     ]
     pq.write_table(pa.Table.from_pylist(body, schema=SCHEMA), folder / "train.parquet")
+    entries = [{"id": name, "finetune": name not in held_out} for name, *_ in rows]
+    pq.write_table(pa.Table.from_pylist(entries), root / "manifest.parquet")
     return root
 
 
@@ -144,14 +148,19 @@ _texts = st.lists(_pieces | st.text(st.characters(codec="utf-8"), max_size=3), m
 )
 
 
-@given(_texts, _texts, st.integers(0, 2))
-def test_any_text_survives(user, answer, num_images):
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.tuples(_texts, _texts, st.integers(0, 2)), min_size=1, max_size=10))
+def test_any_text_survives(cases):
+    rows = [
+        (str(number), [encoded("red")] * images, [(user, answer), (user, answer)])
+        for number, (user, answer, images) in enumerate(cases)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        images = [encoded("red")] * num_images
-        write_samples(root / "samples", [("x", images, [(user, answer), (user, answer)])])
+        write_samples(root / "samples", rows)
         export_conversations(root / "samples", root / "out")
-        check_as_qwen_does(items(root / "out")[0], root / "out")
+        for item in items(root / "out"):
+            check_as_qwen_does(item, root / "out")
         import_conversations(root / "out" / JSON_NAME, root / "back")
         assert content(root / "back") == content(root / "samples")
 
@@ -161,6 +170,27 @@ def test_literal_tags_are_counted(tmp_path):
     assert export_conversations(tmp_path / "samples", tmp_path / "out")["escaped"] == 2
     (item,) = items(tmp_path / "out")
     assert item["conversations"][1]["value"] == "<image>"
+
+
+def test_what_is_held_out_for_calibration_is_not_exported_but_counted(tmp_path):
+    rows = [(name, [encoded("red")], [("q", "a")]) for name in ("one", "two", "three")]
+    write_samples(tmp_path / "samples", rows, held_out=["two"])
+    counts = export_conversations(tmp_path / "samples", tmp_path / "out")
+    assert counts == {"samples": 2, "images": 2, "escaped": 0, "held_out": 1}
+    assert [item["id"] for item in items(tmp_path / "out")] == ["one", "three"]
+    assert len(list((tmp_path / "out" / "images").rglob("*.png"))) == 2
+    (tmp_path / "samples" / "manifest.parquet").unlink()
+    with pytest.raises(InputError, match=r"manifest\.parquet: no such file"):
+        export_conversations(tmp_path / "samples", tmp_path / "again")
+
+
+def test_a_row_group_of_an_import_is_bounded_by_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("interlace.sampling.writer.GROUP_BYTES", 3 * len(encoded("red")))
+    import_conversations(write_json(tmp_path, [item()] * 9), tmp_path / "out")
+    metadata = pq.read_metadata(tmp_path / "out" / "set" / "train-00000-of-00001.parquet")
+    sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    assert sum(sizes) == 9
+    assert max(sizes) <= 3
 
 
 def write_json(tmp_path, body, name="set.json"):
@@ -233,7 +263,7 @@ def test_an_image_that_is_not_there_is_found_out_when_samples_are_drawn(tmp_path
     path = write_json(tmp_path, [item(image="absent.png")])
     import_conversations(path, tmp_path / "out")
     values = pq.read_table(tmp_path / "out" / "set" / "train-00000-of-00001.parquet")
-    entry = examine(values, {"max_images": 3, "max_turns": 5}).entry
+    entry = examine(values, complete({})).entry
     assert entry["reason"] == "missing_image"
 
 
@@ -285,7 +315,6 @@ def test_files_that_are_no_list_are_one_line(tmp_path):
 
 
 def test_samples_drawn_from_an_import_are_the_samples_that_were_exported(tmp_path):
-    from interlace.sampling.run import draw_samples
 
     make_tiny_samples(tmp_path / "samples", rows=5)
     export_conversations(tmp_path / "samples", tmp_path / "out")

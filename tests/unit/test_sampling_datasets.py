@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from interlace.data.chat import load_records
-from interlace.sampling.run import draw_samples
 from tests.tiny import SCHEMA, make_tiny_finevision
+from tests.unit.sample_rows import draw_samples
 
 datasets = pytest.importorskip("datasets")
 

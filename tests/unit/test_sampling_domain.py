@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from interlace.sampling.rows import examine, kept_schema, schema_complaint
+from interlace.sampling.settings import complete
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 STRINGS = pa.list_(pa.string())
@@ -51,7 +52,7 @@ SCHEMAS = {"chartqa": CHARTQA, "textvqa": TEXTVQA, "scienceqa": SCIENCEQA}
 
 
 def settings(format):
-    return {"max_images": 3, "max_turns": 5, "format": format}
+    return complete({"format": format})
 
 
 def picture():

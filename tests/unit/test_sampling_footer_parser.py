@@ -23,17 +23,22 @@ def test_a_footer_that_lies_about_its_length_is_refused(tmp_path, place):
 def test_no_flipped_byte_in_a_footer_ends_the_planning(tmp_path):
     columns = {"images": IMAGES, "texts": TEXTS}
     path = shard(tmp_path / "in", "a", columns)
-    shard(tmp_path / "in", "b", columns)
-    data = path.read_bytes()
-    length = int.from_bytes(data[-8:-4], "little") + 8
+    for name in "bc":
+        shard(tmp_path / "in", name, columns)
+    data, footer = path.read_bytes(), footer_of(path)
     rng = np.random.default_rng(0)
-    for place in rng.choice(length, 150, replace=False):
-        flipped = bytearray(data)
-        flipped[-int(place) - 1] ^= 1 << int(rng.integers(8))
-        path.write_bytes(flipped)
-        found, _ = read(tmp_path / "in", tmp_path / f"cache{place}")
-        usable = set(found["s"].groups["shard"])
-        assert "b.parquet" in usable or "a.parquet" in usable
+    refused = 0
+    for number, place in enumerate(rng.choice(len(footer), 150, replace=False)):
+        flipped = bytearray(footer)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        found = PARSER.parse(bytes(flipped), len(data))
+        assert (found.refused is None) == bool(found.schema)
+        refused += found.refused is not None
+        if number < 10:
+            path.write_bytes(data[: -len(footer)] + flipped)
+            usable = read(tmp_path / "in", tmp_path / f"cache{place}")[0]["s"].groups["shard"]
+            assert {"b.parquet", "c.parquet"} <= set(usable)
+    assert 20 < refused < 150
 
 
 def statistics_footer(tmp_path, rows=20, group=5):

@@ -1,6 +1,7 @@
 """Planning reads footers only, each once, and names the shards that are of no use."""
 
 import shutil
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,9 @@ import pytest
 from interlace.errors import InputError
 from interlace.sampling import footers
 from interlace.sampling.footer_store import footer_digest
-from interlace.sampling.footers import fetch_footer
+from interlace.sampling.footers import fetch_footer, read_footers
 from interlace.sampling.ranges import RangeReader
-from interlace.sampling.source import open_source
+from interlace.sampling.source import list_shards, open_source
 from tests.flaky import FlakyFileSystem, serve
 from tests.tiny import SCHEMA, make_tiny_finevision
 from tests.unit.shards import IMAGES, SETTINGS, TEXTS, footer_of, read, shard
@@ -138,11 +139,28 @@ def test_shards_of_no_use_are_named_and_the_rest_goes_on(tmp_path):
     assert "no column `texts`" in why["lacks"]
     assert "column `images` is int64" in why["wrong"]
     assert "contradict" in why["against"]
-    assert "text here, binary there" in why["binary"] or "contradict" in why["binary"]
+    assert "contradict" in why["binary"]
     assert "not Parquet" in why["torn"]
     assert all("\n" not in text for text in why.values())
     assert found["s"].num_rows == 5
     assert found["s"].num_shards == 7
+
+
+def test_a_footer_of_no_sane_length_is_not_fetched(tmp_path, monkeypatch):
+    columns = {"images": IMAGES, "texts": TEXTS}
+    path = shard(tmp_path / "in", "long", columns, rows=400)
+    shard(tmp_path / "in", "good", columns)
+    path.write_bytes(
+        bytes(40_000) + path.read_bytes()[:-8] + (30_000).to_bytes(4, "little") + b"PAR1"
+    )
+    monkeypatch.setattr(footers, "MOST_FOOTER", 20_000)
+    monkeypatch.setattr(footers, "FIRST_GUESS", 10_000)
+    found, _ = read(serve(tmp_path / "in"), tmp_path / "cache")
+    assert found["s"].refused == {
+        "long.parquet": "announces a footer of 30008 bytes; at most 20000 are read"
+    }
+    assert found["s"].num_rows == 4
+    assert max(end - start for _, start, end in FlakyFileSystem.log) == 10_000
 
 
 def test_an_odd_shard_does_not_outvote_the_others(tmp_path):
@@ -181,6 +199,31 @@ def test_a_shard_that_cannot_be_fetched_stops_the_planning(tmp_path):
     FlakyFileSystem.fault = gone
     with pytest.raises(InputError, match=r"1 attempt failed.*stalled"):
         read(address, tmp_path / "cache")
+
+
+def test_an_interrupt_does_not_wait_for_what_waits_to_try_again(tmp_path, monkeypatch):
+    for name in "ab":
+        shard(tmp_path / "in", name, {"images": IMAGES, "texts": TEXTS})
+    address = serve(tmp_path / "in")
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 30)
+    failed, tries = threading.Event(), []
+
+    def fault(path, start, data):
+        if path.endswith("a.parquet"):
+            failed.wait(20)
+            raise KeyboardInterrupt
+        tries.append(path)
+        failed.set()
+        raise ConnectionResetError("reset")
+
+    FlakyFileSystem.fault = fault
+    source = open_source(address)
+    with pytest.raises(KeyboardInterrupt):
+        read_footers(
+            source, list_shards(source)[0], SETTINGS | {"workers": 2},
+            RangeReader(source.filesystem, retries=1), tmp_path / "cache",
+        )  # fmt: skip
+    assert len(tries) == 1
 
 
 def spoil_once(place):

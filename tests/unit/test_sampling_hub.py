@@ -23,10 +23,13 @@ from tests.loopback_hub import FAULTS, Hub
 NAMES = ("geoqa+(mathv360k)", "text_OpenMathInstruct-2", "aguvis-stage-1", "chartqa")
 ADDRESS = f"hf://datasets/{REPO}"
 SETTINGS = {"fraction": 0.2, "unit": "row", "workers": 8}
+FEW = {"subsets": ["chartqa"]}
 DRAW = """
 import json, sys
 from interlace.errors import InputError
+from interlace.sampling import ranges
 from interlace.sampling.run import draw_samples
+ranges.FIRST_WAIT_S = 0.02
 try:
     draw_samples(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), seed=7)
 except InputError as error:
@@ -36,20 +39,20 @@ except InputError as error:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """480 row groups in 20 shards of four subsets."""
+    """240 row groups in 16 shards of four subsets."""
     root = tmp_path_factory.mktemp("hub")
-    write_scaled(root, dict.fromkeys(NAMES, 1200), shard_rows=240, group_rows=10)
+    write_scaled(root, dict.fromkeys(NAMES, 600), shard_rows=150, group_rows=10)
     return root
 
 
 @pytest.fixture(scope="module")
 def digests(root, tmp_path_factory):
-    """By unit, what one worker draws from the folder itself."""
+    """What one worker draws from the folder itself: by unit, and of one subset by row."""
     found = {}
-    for unit in ("row", "row_group"):
-        out = tmp_path_factory.mktemp(unit) / "samples"
-        draw_samples(root / REPO, out, SETTINGS | {"unit": unit, "workers": 1}, seed=7)
-        found[unit] = folder_digest(out, "*.parquet")
+    for key, settings in (("row", {}), ("row_group", {"unit": "row_group"}), ("few", FEW)):
+        out = tmp_path_factory.mktemp(key) / "samples"
+        draw_samples(root / REPO, out, SETTINGS | {"workers": 1} | settings, seed=7)
+        found[key] = folder_digest(out, "*.parquet")
     assert found["row"] != found["row_group"]
     return found
 
@@ -60,7 +63,7 @@ def start(hub, folder, settings=None, address=ADDRESS, **variables):
     environment |= {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "home"),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "10",
     }
     out, options = folder / "samples", json.dumps(SETTINGS | (settings or {}))
     return subprocess.Popen(
@@ -115,27 +118,32 @@ def served(hub, since=0):
 def test_eight_workers_and_one_request_in_twenty_failing_change_nothing(
     root, digests, tmp_path, unit
 ):
-    faults = {"fault_share": 0.05, "retry_after_s": 0, "stall_s": 2.0, "seed": 3}
+    faults = {"fault_share": 0.05, "retry_after_s": 0, "stall_s": 4.0, "seed": 3}
     with Hub(root, cdn=unit == "row_group", **faults) as hub:
-        status, printed = draw(hub, tmp_path, {"unit": unit})
+        status, printed = draw(hub, tmp_path, {"unit": unit}, HF_HUB_DOWNLOAD_TIMEOUT="3")
         failed = {request.fault for request in hub.requests() if request.fault}
         assert status == 0, printed
         if unit == "row":
             assert failed >= set(FAULTS)
         assert "hub" in {request.host for request in hub.requests() if request.fault}
-        assert max(hub.served().values()) == 1 or unit == "row_group"
+        assert max(hub.served().values()) == 1
     assert folder_digest(tmp_path / "samples", "*.parquet") == digests[unit]
 
 
-def test_killed_five_times_it_fetches_nothing_twice(root, digests, tmp_path):
+@pytest.mark.parametrize(
+    ("unit", "steps", "least"), [("row", (10, 40), 50), ("row_group", (12, 16), 0)]
+)
+def test_killed_five_times_while_requests_fail_it_fetches_nothing_twice(
+    root, digests, tmp_path, unit, steps, least
+):
     moments, workers = random.Random(11), 8
-    with Hub(root, fault_share=0.05, faults=["503", "cut", "reset"], seed=5) as hub:
+    with Hub(root, fault_share=0.05, retry_after_s=0, stall_s=1.0, seed=5) as hub:
         work = tmp_path / ".samples.sampling"
         done, ranges = set(), {}
         for killing in range(5):
             since = len(hub.requests())
-            hub.hold(moments.randint(8, 20) if not killing else moments.randint(20, 90))
-            process = start(hub, tmp_path)
+            hub.hold(moments.randint(8, 20) if not killing else moments.randint(*steps))
+            process = start(hub, tmp_path, {"unit": unit})
             while not hub.holding() and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(moments.uniform(0, 0.03))
@@ -152,22 +160,22 @@ def test_killed_five_times_it_fetches_nothing_twice(root, digests, tmp_path):
                     done |= {of_subset[int(path.name.split("-")[0])] for path in spooled}
                     if (work / "subsets" / name).exists():
                         done |= set(of_subset)
-        assert len(done) > 100
+        assert len(done) > least
         since = len(hub.log)
-        status, printed = draw(hub, tmp_path)
+        status, printed = draw(hub, tmp_path, {"unit": unit})
         assert status == 0, printed
         assert not done & set(served(hub, since))
         again = sum(n - 1 for n in Counter(served(hub)).values())
         # Only what was on its way when the process died: at most a range a worker and kill.
         assert again <= 5 * workers
-    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests[unit]
     assert not work.exists()
 
 
 def test_killed_while_planning_it_asks_for_no_footer_twice(tmp_path):
     # Thirty footers of a request each, since of two the first may be answered and lost.
     folder = write_scaled(tmp_path, {f"s{i}": 30 for i in range(10)}, shard_rows=10, group_rows=10)
-    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS, seed=7)
+    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS | {"workers": 1}, seed=7)
     with Hub(tmp_path) as hub:
         known = set()
         for count in (12, 12, 12):  # the listing among them
@@ -176,7 +184,7 @@ def test_killed_while_planning_it_asks_for_no_footer_twice(tmp_path):
             while not hub.holding() and process.poll() is None:
                 time.sleep(0.002)
             known = set(served(hub))
-            deadline = time.monotonic() + 20  # the parser's process starts with the first footer
+            deadline = time.monotonic() + 60  # the parser's process starts with the first footer
             while noted(tmp_path) < len(known) and time.monotonic() < deadline:
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
@@ -243,7 +251,7 @@ def test_what_is_not_there_is_named_in_one_line(root, tmp_path, address, setting
 def test_a_server_that_never_answers_well_is_given_up_on_with_the_place(root, tmp_path):
     fault = {"fault_share": 1.0, "faults": ["short"], "fault_from": 1000}
     with Hub(root, **fault) as hub:
-        status, printed = draw(hub, tmp_path, {"retries": 1, "subsets": ["chartqa"]})
+        status, printed = draw(hub, tmp_path, {"retries": 1} | FEW)
     assert status == 1
     line = complaint(printed)
     assert "chartqa/train-0000" in line
@@ -267,34 +275,33 @@ def test_a_server_that_ignores_ranges_is_left_at_once(tmp_path):
 
 def test_two_that_draw_to_one_place_do_not_meet(root, digests, tmp_path):
     with Hub(root) as hub:
-        hub.hold(60)
-        first = start(hub, tmp_path)
+        hub.hold(30)
+        first = start(hub, tmp_path, FEW)
         while not hub.holding() and first.poll() is None:
             time.sleep(0.002)
-        status, printed = draw(hub, tmp_path)
+        status, printed = draw(hub, tmp_path, FEW)
         assert status == 1
         assert f"process {first.pid} on" in complaint(printed)
         hub.hold(None)
         printed = "".join(first.communicate())
         assert first.returncode == 0, printed
         assert max(Counter(served(hub)).values()) == 1
-    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["few"]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_the_token_opens_the_door_goes_to_the_endpoint_alone_and_is_never_written(root, tmp_path):
     right, wrong = "hf_rightRightRight", "hf_wrongWrongWrong"
-    few = {"subsets": ["chartqa"]}
     with Hub(root, token=right, cdn=True) as hub:
-        status, printed = draw(hub, tmp_path / "none", few)
+        status, printed = draw(hub, tmp_path / "none", FEW)
         assert status == 1
         assert "HF_TOKEN" in complaint(printed)
-        status, printed = draw(hub, tmp_path / "wrong", few, HF_TOKEN=wrong)
+        status, printed = draw(hub, tmp_path / "wrong", FEW, HF_TOKEN=wrong)
         assert status == 1
         assert "HF_TOKEN" in complaint(printed)
         assert wrong not in printed
         hub.clear()
-        status, printed = draw(hub, tmp_path / "right", few, HF_TOKEN=right)
+        status, printed = draw(hub, tmp_path / "right", FEW, HF_TOKEN=right)
         assert status == 0, printed
         assert right not in printed
         by_host = {host: [] for host in ("hub", "cdn")}
@@ -310,7 +317,7 @@ def test_the_token_opens_the_door_goes_to_the_endpoint_alone_and_is_never_writte
 
 def test_offline_it_reads_the_local_snapshot_or_says_that_there_is_none(root, digests, tmp_path):
     with Hub(root) as hub:
-        status, printed = draw(hub, tmp_path, HF_HUB_OFFLINE="1")
+        status, printed = draw(hub, tmp_path, FEW, HF_HUB_OFFLINE="1")
         assert status == 1
         assert "HF_HUB_OFFLINE" in complaint(printed)
         assert not hub.requests()
@@ -322,17 +329,17 @@ def test_offline_it_reads_the_local_snapshot_or_says_that_there_is_none(root, di
             capture_output=True,
         )
         hub.clear()
-        status, printed = draw(hub, tmp_path, HF_HUB_OFFLINE="1")
+        status, printed = draw(hub, tmp_path, FEW, HF_HUB_OFFLINE="1")
         assert status == 0, printed
         assert not hub.requests()
         assert summary(tmp_path)["revision"] == hub.dataset(REPO).commit
-    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["row"]
+    assert folder_digest(tmp_path / "samples", "*.parquet") == digests["few"]
 
 
 def test_bytes_that_are_not_those_asked_for_are_seen_and_asked_for_again(tmp_path):
     fault = "flipped"
     folder = write_scaled(tmp_path, {"chartqa": 300}, group_rows=30, write_page_checksum=True)
-    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS, seed=7)
+    draw_samples(folder, tmp_path / "local" / "samples", SETTINGS | {"workers": 1}, seed=7)
     with Hub(tmp_path, fault_share=1.0, faults=[fault], fault_from=30_000, fault_once=True) as hub:
         status, printed = draw(hub, tmp_path / "far")
         assert status == 0, printed

@@ -16,9 +16,8 @@ from interlace.io import folder_digest
 from interlace.sampling import run
 from interlace.sampling.conversations import import_conversations
 from interlace.sampling.merge import calibration_quota, calibration_split
-from interlace.sampling.run import draw_samples
 from tests.tiny import make_tiny_finevision
-from tests.unit.test_sampling_samples import manifest, png, row, write
+from tests.unit.sample_rows import draw_samples, manifest, png, row, write
 
 
 @given(

@@ -13,13 +13,13 @@ import yaml
 from interlace.config_docs import SCHEMA as CONFIG_SCHEMA
 from interlace.errors import InputError
 from interlace.grid import Grid
+from interlace.sampling import domain
 from interlace.sampling import plan as planning
-from interlace.sampling import rows as rows_of
 from interlace.sampling import settings as settings_of
 from interlace.sampling.plan import plan_samples, subset_names
 from interlace.sampling.settings import complete, plan_settings, sample_settings, subset_settings
 from tests.tiny import make_tiny_finevision
-from tests.unit.test_sampling_samples import row, write
+from tests.unit.sample_rows import row, write
 
 
 def planned(source, out, said=None, **settings):
@@ -147,7 +147,7 @@ def test_defaults_are_those_of_the_configuration():
     known = settings_of.DEFAULTS | settings_of.MANNER
     assert known == {key: schema[key]["default"] for key in known}
     assert set(schema) - set(known) == {"source", "path", "revision"}
-    assert schema["format"]["enum"] == list(settings_of.FORMATS) == list(rows_of.FORMATS)
+    assert schema["format"]["enum"] == list(settings_of.FORMATS) == ["finevision", *domain.COLUMNS]
     assert schema["unit"]["enum"] == list(settings_of.UNITS)
     assert schema["long_conversations"]["enum"] == list(settings_of.LONG_CONVERSATIONS)
 

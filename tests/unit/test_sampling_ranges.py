@@ -4,12 +4,14 @@ import datetime
 import email.utils
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from interlace import secrets
 from interlace.errors import InputError
 from interlace.sampling import ranges
 from interlace.sampling.ranges import RangeReader, persist
@@ -46,7 +48,7 @@ class Server:
 @pytest.fixture
 def waits(monkeypatch):
     slept = []
-    monkeypatch.setattr(ranges.time, "sleep", slept.append)
+    monkeypatch.setattr(ranges.threading.Event, "wait", lambda self, seconds: slept.append(seconds))
     return slept
 
 
@@ -157,6 +159,19 @@ def test_a_filesystem_that_keeps_blocks_is_read(tmp_path):
     assert RangeReader(files, retries=0).read(f"{root}/f", 7, 5) == bytes(range(7, 12))
 
 
+def test_who_is_told_to_stop_neither_waits_nor_tries_again():
+    server = Server(*[HttpError(429, Retry_After="300")] * 9)
+    reader = RangeReader(server)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.read, "a", 0, 1)
+        while not reader.failed:
+            time.sleep(0.001)
+        reader.stop()
+        with pytest.raises(InputError, match="1 attempt failed"):
+            waiting.result(20)
+    assert server.asked == 1
+
+
 def test_errors_of_network_libraries_are_known_by_their_module(waits):
     lost = type("ReadError", (Exception,), {"__module__": "httpx2._exceptions"})("reset")
     assert RangeReader(Server(lost)).read("a", 0, 3) == bytes(range(3))
@@ -196,5 +211,6 @@ def test_an_input_error_passes_through(waits):
     ],
 )
 def test_passwords_and_signatures_are_masked(text, shown):
-    assert ranges.masked(text) == shown
-    assert ranges.one_line(OSError(text)) == f"OSError: {shown}"
+    assert secrets.masked(text) == shown
+    assert secrets.one_line(OSError(text)) == f"OSError: {shown}"
+    assert secrets.secret_in(text.split()[0]) == (text != shown)

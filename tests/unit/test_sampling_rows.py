@@ -16,10 +16,11 @@ from interlace.sampling.rows import (
     kept_schema,
     schema_complaint,
 )
+from interlace.sampling.settings import complete
 from tests.tiny import SCHEMA
-from tests.unit.test_data_images import bomb, encoded
+from tests.unit.pictures import bomb, encoded
 
-SETTINGS = {"max_images": 3, "max_turns": 5}
+SETTINGS = complete({})
 CUT = SETTINGS | {"long_conversations": "cut"}
 
 

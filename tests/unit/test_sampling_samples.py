@@ -1,6 +1,5 @@
 """Sampling: exact counts, uniform rows, everything that is left out counted and named."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,13 +7,12 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from interlace.data.chat import load_records
 from interlace.errors import InputError
 from interlace.io import folder_digest
-from interlace.sampling.run import draw_samples
-from tests.tiny import SCHEMA, make_tiny_finevision
+from tests.tiny import SCHEMA, make_tiny_finevision, make_tiny_samples
+from tests.unit.sample_rows import draw_samples, manifest, png, row, write
 
 SETTINGS = {
     "fraction": 0.5,
@@ -24,35 +22,6 @@ SETTINGS = {
     "calibration_fraction": 0.25,
     "unit": "row",
 }
-
-
-def png(size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, "red").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def row(images=1, turns=1, data=None, user="q", assistant="a"):
-    pictures = [{"bytes": png() if data is None else data, "path": None}] * images
-    return {
-        "images": pictures or None,
-        "texts": [{"user": user, "assistant": assistant}] * turns,
-        "source": "here",
-    }
-
-
-def write(folder, rows, shards=1, row_group_size=3):
-    folder.mkdir(parents=True)
-    size = -(-len(rows) // shards) if rows else 1
-    for index in range(shards):
-        part = rows[index * size : (index + 1) * size]
-        file = folder / f"train-{index:05d}-of-{shards:05d}.parquet"
-        table = pa.Table.from_pylist(part, schema=SCHEMA)
-        pq.write_table(table, file, row_group_size=row_group_size)
-
-
-def manifest(out):
-    return pq.read_table(out / "manifest.parquet").to_pylist()
 
 
 def counts(out, subset):
@@ -226,13 +195,28 @@ def test_wrong_folders_and_files_are_one_line_that_names_them(tmp_path):
     refused("no row was kept.*1 too_many_turns")
 
 
-def test_a_sample_that_lacks_a_manifest_row_is_refused(tmp_path):
-    write(tmp_path / "in" / "s", [row(user=f"{i}") for i in range(8)])
-    settings = SETTINGS | {"calibration_fraction": 1.0}
-    draw_samples(tmp_path / "in", tmp_path / "out", settings, seed=0)
-    next((tmp_path / "out" / "s").glob("*.parquet")).unlink()
+def test_samples_that_lack_a_part_are_refused_by_name(tmp_path):
+    out = make_tiny_samples(tmp_path / "out", rows=3)
+    manifest, torn = out / "manifest.parquet", out / "tiny_vqa" / "train-00000-of-00002.parquet"
+    entries = [entry | {"finetune": True} for entry in pq.read_table(manifest).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(entries), manifest)
+    whole = torn.read_bytes()
+    metadata = pq.read_metadata(torn)
+    records = load_records(out)
+    start, end = (metadata.row_group(0).column(i).data_page_offset for i in (0, 2))
+    torn.write_bytes(whole[:start] + b"\xff" * (end - start) + whole[end:])
+    with pytest.raises(InputError, match=rf"{torn}: row group 0 is not readable.*draw again"):
+        list(records)
+    torn.unlink()
+    with pytest.raises(InputError, match=r"sample tiny_vqa/.* of the manifest is missing"):
+        load_records(out)
+    for file in out.glob("*/*.parquet"):
+        file.unlink()
     with pytest.raises(InputError, match="holds no samples"):
-        load_records(tmp_path / "out")
+        load_records(out)
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"manifest\.parquet: no such file"):
+        load_records(out)
 
 
 def test_sampling_and_reading_need_no_torch():

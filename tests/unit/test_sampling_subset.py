@@ -12,12 +12,13 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.io import claimed, folder_digest
-from interlace.sampling.fetch import Fetcher, decode_group
+from interlace.sampling.decoding import decode_group
+from interlace.sampling.fetch import Fetcher
 from interlace.sampling.index import load_index
 from interlace.sampling.plan import plan_samples
 from interlace.sampling.subset import draw_subset
 from tests.flaky import FlakyFileSystem, serve
-from tests.unit.test_sampling_samples import png, row, write
+from tests.unit.sample_rows import png, row, write
 
 UNITS = ("row", "row_group", "first")
 
@@ -187,10 +188,13 @@ def test_no_flipped_byte_in_a_row_group_ends_the_run(tmp_path):
     place = (tmp_path, serve(tmp_path / "in"))
     settings = plan(place, fraction=0.5, retries=0)
     name = next(p for p in FlakyFileSystem.store if p.endswith(path.name))
-    end = pq.read_metadata(path).row_group(0)
-    length = sum(end.column(i).total_compressed_size for i in range(end.num_columns))
+    group = pq.read_metadata(path).row_group(0)
+    ends = np.cumsum(
+        [4] + [group.column(i).total_compressed_size for i in range(group.num_columns)]
+    )
     rng = np.random.default_rng(1)
-    for number, place_of in enumerate(rng.integers(4, 4 + length, 60)):
+    columns = rng.permutation(np.arange(20) % group.num_columns)
+    for number, place_of in enumerate(rng.integers(ends[columns], ends[columns + 1])):
         flipped = bytearray(data)
         flipped[place_of] ^= 1 << int(rng.integers(8))
         FlakyFileSystem.store[name].seek(0)
@@ -226,6 +230,30 @@ def test_an_end_of_patience_is_one_line_and_leaves_what_was_fetched(place):
     FlakyFileSystem.log.clear()
     draw(place, settings)
     assert not done & set(ranges())
+
+
+def test_an_interrupt_does_not_wait_for_what_waits_to_try_again(place, monkeypatch):
+    settings = plan(place, workers=2, unit="first")
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 30)
+    failed, tries, real = threading.Event(), [], Fetcher._group
+
+    def reset(path, start, data):
+        tries.append((path, start))
+        failed.set()
+        raise ConnectionResetError("reset")
+
+    def group(self, number):
+        if number == 0:
+            failed.wait(20)
+            raise KeyboardInterrupt
+        FlakyFileSystem.fault = reset
+        return real(self, number)
+
+    monkeypatch.setattr(Fetcher, "_group", group)
+    with pytest.raises(KeyboardInterrupt):
+        draw(place, settings)
+    assert tries
+    assert len(tries) == len(set(tries))
 
 
 def test_what_another_seed_spooled_is_no_sample_of_this_one(place):
@@ -335,7 +363,7 @@ def test_columns_a_shard_lacks_come_out_null(tmp_path):
 
 def test_an_unknown_subset_is_named(place):
     settings = plan(place)
-    with pytest.raises(InputError, match=r"no subset 's'; did you mean|no subset 's'"):
+    with pytest.raises(InputError, match=r"plan\.json: no subset 's' in it$"):
         draw_subset(place[0] / "plan", "s", place[0] / "o", place[0] / "spool", settings, 0)
     assert [s.name for s in load_index(place[0] / "plan" / "index.parquet")] == ["s+(x)"]
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlace.sampling.rows import examine, kept_schema, schema_complaint
-from interlace.sampling.run import draw_samples
 from interlace.sampling.schemas import conform, plain, unify
+from interlace.sampling.settings import complete
 from tests.tiny import SCHEMA
-from tests.unit.test_sampling_samples import manifest, png
-from tests.unit.test_sampling_samples import row as good_row
+from tests.unit.sample_rows import draw_samples, manifest, png
+from tests.unit.sample_rows import row as good_row
 
-SETTINGS = {"max_images": 3, "max_turns": 5}
+SETTINGS = complete({})
 ROWS = 6
 FAR = pa.array([2**62] * ROWS)  # a time that Python's own types cannot hold
 TEXT, BYTES = ["a", "b"] * 3, [b"a", b"\xff"] * 3

@@ -1,7 +1,9 @@
 """Chunks, shards and resumed runs: the same file bit for bit; packs and errors."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +14,15 @@ import torch
 
 from interlace.data.chat import load_records
 from interlace.data.collate import encode, encode_prompt
-from interlace.decoder.layers import decoder_layers
 from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
-from interlace.scoring import chunks, shards
+from interlace.scoring import chunks, shards, store
 from interlace.scoring.chunks import merge_shards
 from interlace.scoring.shards import score_shard, score_windows
 from interlace.scoring.similarity import window_sums
 from interlace.scoring.store import read_windows, window_list
-from interlace.stamps import weights_record
+from interlace.selection.scores import read_scores
+from interlace.stamps import configuration_digest, weights_record
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 from tests.unit.sleb_reference import other_texts
 
@@ -95,13 +97,27 @@ def test_the_file_holds_every_sample_and_the_packs_its_means(folder, tmp_path):
             }
             for key, value in means.items():
                 assert window[key] == pytest.approx(value, abs=1e-6), (size, key)
+        # Plans go by the same means, to the last bit.
+        scores = read_scores(tmp_path / "windows.parquet", "m", 7)
+        for name, means in (("token", scores.token_means), ("sample", scores.sample_means)):
+            assert means[size] == [window[f"{name}_mean"] for window in body["windows"]]
 
 
-def test_shards_workers_and_resumed_runs_give_the_same_bytes(folder, tmp_path, monkeypatch):
-    plain = score(folder, tmp_path / "plain")
-    assert score(folder, tmp_path / "three", num_shards=3) == plain
-    assert score(folder, tmp_path / "many", num_shards=7) == plain  # two of them have no chunk
-    assert score(folder, tmp_path / "workers", workers=2) == plain
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory):
+    """The bytes of windows.parquet where everything was scored in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "CHUNK", 4)
+        patch.setattr(chunks, "CHUNK", 4)
+        return score(folder, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("more", [{"num_shards": 7}, {"workers": 2}])  # two shards have no chunk
+def test_shards_and_workers_give_the_same_bytes(folder, tmp_path, plain, more):
+    assert score(folder, tmp_path, **more) == plain
+
+
+def test_resumed_runs_give_the_same_bytes(folder, tmp_path, plain, monkeypatch):
     # Interrupted in the third of five chunks, then taken up again by other shards.
     ran = []
     real = shards.run_batches
@@ -113,45 +129,45 @@ def test_shards_workers_and_resumed_runs_give_the_same_bytes(folder, tmp_path, m
         return ran[-1]
 
     monkeypatch.setattr(shards, "run_batches", interrupted)
-    out = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
-        score(folder, out)
-    assert not (out / "0.parquet").exists()
-    assert len(list(out.glob("parts/*/chunk*.parquet"))) == 2
+        score(folder, tmp_path)
+    assert not (tmp_path / "0.parquet").exists()
+    assert len(list(tmp_path.glob("parts/*/chunk*.parquet"))) == 2
     ran = [None] * 10
     monkeypatch.setattr(shards, "run_batches", lambda *args: ran.append(0) or real(*args))
-    assert score(folder, out, num_shards=2) == plain
+    assert score(folder, tmp_path, num_shards=2) == plain
     assert len(ran) == 10 + 3
 
 
-def test_a_killed_process_leaves_whole_chunks_only(folder, tmp_path):
-    code = f"""
-import os, signal, pathlib
-from interlace.scoring import chunks, shards, store
-chunks.CHUNK = shards.CHUNK = 4
-real, calls = store.pq.write_table, []
-def torn(table, path, **options):
-    real(table, path, **options)
-    calls.append(path)
-    if len(calls) == 3:
-        data = pathlib.Path(path).read_bytes()
-        pathlib.Path(path).write_bytes(data[: len(data) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-store.pq.write_table = torn
-shards.score_shard({str(folder / "model")!r}, {str(folder / "samples")!r},
-    {str(tmp_path / "0.parquet")!r}, {SETTINGS!r}, model_key="m", parts={str(tmp_path / "parts")!r})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == -9, done.stderr
-    found = sorted(path.name for path in tmp_path.glob("parts/*/*"))
-    assert found == [".chunk000002.parquet.partial", "chunk000000.parquet", "chunk000001.parquet"]
-    assert score(folder, tmp_path) == score(folder, tmp_path / "plain")
+def test_a_killed_process_leaves_whole_chunks_only(folder, tmp_path, plain, monkeypatch):
+    real, calls = store.pq.write_table, []
+
+    def torn(table, path, **options):
+        real(table, path, **options)
+        calls.append(path)
+        if len(calls) == 3:
+            data = Path(path).read_bytes()
+            Path(path).write_bytes(data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(store.pq, "write_table", torn)
+            score(folder, tmp_path)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    torn_file, *whole = sorted(path.name for path in tmp_path.glob("parts/*/*"))
+    assert torn_file.startswith(".chunk000002.parquet")
+    assert whole == ["chunk000000.parquet", "chunk000001.parquet"]
+    assert score(folder, tmp_path) == plain
 
 
 def test_parts_of_other_inputs_are_not_used(folder, tmp_path):
-    def run(settings, samples=folder / "samples"):
+    def run(settings, samples=folder / "samples", model=folder / "model"):
         score_shard(
-            folder / "model", samples, tmp_path / "0.parquet", SETTINGS | settings,
+            model, samples, tmp_path / "0.parquet", SETTINGS | settings,
             model_key="m", parts=tmp_path / "parts",
         )  # fmt: skip
         return len(list((tmp_path / "parts").iterdir()))
@@ -162,6 +178,19 @@ def test_parts_of_other_inputs_are_not_used(folder, tmp_path):
     assert run({"max_window": 5}) == 3
     make_tiny_samples(tmp_path / "redrawn", rows=5, seed=1)
     assert run({}, tmp_path / "redrawn") == 4
+    shutil.copytree(folder / "model", tmp_path / "other")
+    (tmp_path / "other" / "merges.txt").write_text("a b")
+    assert run({}, model=tmp_path / "other") == 5
+
+
+def test_the_configuration_is_whatever_inputs_follow_from(tmp_path):
+    digests = [configuration_digest(tmp_path)]
+    for name in ("config.json", "chat_template.jinja", "merges.txt", "tokenizer.model"):
+        (tmp_path / name).write_text(name)
+        digests.append(configuration_digest(tmp_path))
+    assert len(set(digests)) == 5
+    (tmp_path / "README.md").write_text("a card")
+    assert configuration_digest(tmp_path) == digests[-1]
 
 
 def test_other_texts_under_the_same_ids_are_scored_afresh(folder, tmp_path, monkeypatch):
@@ -244,29 +273,42 @@ def test_too_short_a_max_length_is_one_clear_error(folder, tmp_path):
     assert not (tmp_path / "none" / "windows.parquet").exists()
 
 
-def test_shards_that_are_not_one_run_are_refused(folder, tmp_path):
-    files = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
-    for shard, tokens in ((0, 400), (1, 300)):
+def test_shards_that_are_not_one_run_are_refused(folder, tmp_path, plain):
+    files = [tmp_path / name for name in ("0.parquet", "tokens.parquet", "window.parquet")]
+    for file, changed in zip(files, ({}, {"batch_tokens": 300}, {"max_window": 5}), strict=True):
         score_shard(
-            folder / "model", folder / "samples", files[shard], SETTINGS | {"batch_tokens": tokens},
-            model_key="m", parts=tmp_path / "parts", shard=shard, num_shards=2,
+            folder / "model", folder / "samples", file, SETTINGS | changed,
+            model_key="m", parts=tmp_path / "parts", shard=int(bool(changed)), num_shards=2,
         )  # fmt: skip
-    for given in (files, files[:1], [files[0], files[0]]):
+    first, tokens, window = files
+    merged = tmp_path / "merged.parquet"
+    merged.write_bytes(plain)
+    wrong = ([first, tokens], [first, window], [first], [first, first], [merged], [first, merged])
+    for given in wrong:
         with pytest.raises(InputError, match="the shards are not one whole run"):
             merge_shards(given, folder / "samples", tmp_path, parts=tmp_path / "parts", seed=0)
     assert not (tmp_path / "windows.parquet").exists()
 
 
-def test_states_that_are_not_finite_are_refused(folder, tmp_path):
-    model = load_model(folder / "model")
+def test_the_sample_whose_states_are_not_finite_is_named(folder, tmp_path):
+    model, processor = load_model(folder / "model"), load_processor(folder / "model")
+    records = load_records(folder / "samples", calibration_only=True)
+    tokens = [set(encode(records[i], processor)["input_ids"][0].tolist()) for i in range(4)]
+    # The chunk is one batch, its longest sample first; a token of another one alone is broken.
+    bad, token = next(
+        (bad, min(own))
+        for bad in (3, 2, 1)
+        if (own := tokens[bad].difference(*(tokens[other] for other in range(4) if other != bad)))
+    )
     with torch.no_grad():
-        decoder_layers(model)[3].mlp.down_proj.weight.fill_(float("nan"))
+        model.get_input_embeddings().weight[token] = float("nan")
     model.save_pretrained(tmp_path / "broken")
-    load_processor(folder / "model").save_pretrained(tmp_path / "broken")
-    with pytest.raises(InputError, match=r"broken: hidden states of sample .* are not finite"):
+    processor.save_pretrained(tmp_path / "broken")
+    named = rf"broken: hidden states of sample {records.ids[bad]} are not finite"
+    with pytest.raises(InputError, match=named):
         score_windows(
-            tmp_path / "broken", folder / "samples", tmp_path / "none", SETTINGS,
-            model_key="m", seed=0,
+            tmp_path / "broken", folder / "samples", tmp_path / "none",
+            SETTINGS | {"batch_tokens": 4000}, model_key="m", seed=0,
         )  # fmt: skip
 
 

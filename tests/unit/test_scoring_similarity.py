@@ -1,7 +1,5 @@
 """Window scores against a direct float64 computation from every layer's input and raw output."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,11 @@ from interlace.data.chat import load_records
 from interlace.data.collate import encode, encode_prompt, pad
 from interlace.decoder.layers import decoder_layers
 from interlace.decoder.load import load_model, load_processor
-from interlace.scoring.similarity import WindowRecorder, run_batches, window_sums
+from interlace.scoring.similarity import WindowRecorder, window_sums
 from interlace.scoring.store import window_list
+from tests.boundaries import BoundaryRecorder
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
+from tests.unit.window_oracle import window_scores
 
 DEPTHS = {"shallow": 4, "deep": 9}
 
@@ -61,48 +61,9 @@ def fitting(model, samples):
     ]
 
 
-@torch.inference_mode()
 def oracle(model, sample, max_window):
     """Sums (W, 2), counts (2,) and angles (W,) of one unpadded sample, from the definition."""
-    states = {}
-    layers = decoder_layers(model)
-    handles = [
-        layer.register_forward_pre_hook(
-            lambda _m, args, kwargs, i=i: states.update({
-                i: (args[0] if args else kwargs["hidden_states"])[0].double()
-            }),
-            with_kwargs=True,
-        )
-        for i, layer in enumerate(layers)
-    ]  # fmt: skip
-    handles.append(
-        layers[-1].register_forward_hook(
-            lambda _m, _a, out: states.update({
-                len(layers): (out[0] if isinstance(out, tuple) else out)[0].double()
-            })
-        )
-    )  # fmt: skip
-    inputs = {key: value for key, value in sample.items() if key != "labels"}
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    model.base_model(**inputs, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    states = {boundary: state.numpy() for boundary, state in states.items()}
-    image = getattr(model.config, "image_token_id", None)
-    ids = sample["input_ids"][0].tolist()
-    sums, angles = [], []
-    for size in range(1, max_window + 1):
-        for start in range(len(layers) - size + 1):
-            totals = [0.0, 0.0]
-            for token, name in enumerate(ids):
-                x, y = states[start][token], states[start + size][token]
-                cosine = (x @ y) / math.sqrt((x @ x) * (y @ y))
-                totals[int(name == image)] += cosine
-            sums.append(totals)
-            angles.append(math.acos(min(1.0, cosine)) / math.pi)
-    visual = ids.count(image) if image is not None else 0
-    return np.array(sums), np.array([len(ids) - visual, visual], float), np.array(angles)
+    return [scores[0] for scores in window_scores(model, sample, max_window)]
 
 
 _known = {}
@@ -160,16 +121,9 @@ def test_a_mask_that_counts_padding_fails_the_oracle(models, samples):
 def test_deepstack_counts_as_part_of_the_layer_it_follows(models, samples):
     model = models["shallow"]
     sample = next(s for s in samples if "pixel_values" in s and "labels" not in s)
-    raw = {}
-    layer = decoder_layers(model)[0]
-    handles = [
-        layer.register_forward_pre_hook(lambda _m, args, _k: raw.update(x=args[0]), with_kwargs=True),
-        layer.register_forward_hook(lambda _m, _a, out: raw.update(y=out)),
-    ]  # fmt: skip
-    sums, counts, _ = window_sums(model, [sample], 1)
-    for handle in handles:
-        handle.remove()
-    cosine = torch.cosine_similarity(raw["x"][0], raw["y"][0], dim=-1)
+    with BoundaryRecorder(model) as record:
+        sums, counts, _ = window_sums(model, [sample], 1)
+    cosine = torch.cosine_similarity(record.inputs[0][0], record.outputs[0][0], dim=-1)
     visual = sample["input_ids"][0] == model.config.image_token_id
     text_mean, visual_mean = sums[0, 0] / counts[0]
     assert text_mean == pytest.approx(float(cosine[~visual].mean()), abs=1e-6)
@@ -205,14 +159,3 @@ def test_no_logits_are_made_and_no_hook_stays(models, samples):
     handle.remove()
     hooks = [(layer._forward_hooks, layer._forward_pre_hooks) for layer in decoder_layers(model)]
     assert not any(part for pair in hooks for part in pair)
-
-
-def test_the_ring_is_allocated_for_the_largest_batch_only(models, samples):
-    model = models["deep"]
-    by_length = sorted(samples, key=lambda s: -s["input_ids"].shape[1])
-    with WindowRecorder(model, 3) as recorder:
-        run_batches(model, [by_length[0]], recorder)
-        ring = recorder._ring
-        assert ring.numel() == 4 * by_length[0]["input_ids"].shape[1] * 32
-        run_batches(model, by_length[1:3], recorder)
-        assert recorder._ring is ring

@@ -10,7 +10,7 @@ import pytest
 from interlace import stamps
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
-from interlace.io import write_json
+from interlace.io import digest, write_json
 from interlace.selection.losses import read_losses
 from interlace.selection.plan import make_plan, read_plan, write_plan
 from interlace.selection.scores import read_scores
@@ -71,7 +71,7 @@ def test_write_plan_reads_scores_and_writes_plan_and_sheet(tmp_path, reading):
     settings = {"reading": reading, "protect": [0], "modality": "visual", "subsets": ["a"]}
     write_plan(
         "interlace", 25, tmp_path / "base", out, settings,
-        model_key="m", seed=7, windows=path, config_digest="d",
+        model_key="m", seed=7, windows=path,
     )  # fmt: skip
     made = read_plan(out, num_layers=36)
     scores = read_scores(path, "m", 36, "visual", ["a"])
@@ -84,7 +84,7 @@ def test_write_plan_reads_scores_and_writes_plan_and_sheet(tmp_path, reading):
     assert (made.reading, made.protect, made.seed) == (reading, [0], 7)
     assert ("whole conversations" in made.how_reached) is (reading == "released")
     provenance = json.loads(out.read_text())["provenance"]
-    assert provenance["config_digest"] == "d"
+    assert provenance["config_digest"] == digest(["interlace", 25, settings])
     assert (provenance["num_samples"], provenance["model_revision"]) == (2, "abc")
     sheet = out.with_suffix(".md").read_text()
     assert f"reading `{reading}`" in sheet

@@ -20,7 +20,6 @@ from tests.unit.score_tables import (
     random_table,
     random_windows,
     save,
-    searched,
 )
 
 tables = st.builds(
@@ -138,7 +137,3 @@ def test_protected_layers_are_neither_dropped_nor_tuned(s, method, reading, data
     assert protect.isdisjoint(made.drop + made.tune)
     assert protect <= set(made.freeze)
     assert made.protect == sorted(protect)
-
-
-def test_the_search_made_up_here_holds_enough_layers():
-    assert len(searched(12, {"protect": {1, 2}})) == 8

@@ -1,5 +1,3 @@
-import types
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlace.data.collate import IGNORED
-from interlace.decoder.layers import BoundaryRecorder, decoder_layers
+from interlace.decoder.layers import decoder_layers
 from interlace.errors import InputError
 from interlace.training.distill import (
     Anchor,
@@ -17,55 +15,14 @@ from interlace.training.distill import (
     anchors,
     hidden_loss,
     kd_losses,
-    kd_refusal,
     token_weights,
 )
 from interlace.training.freeze import apply_plan
 from interlace.training.head import CrossEntropy, Supervised, SupervisedHead, full_loss
+from tests.boundaries import BoundaryRecorder
 from tests.tiny_families import tiny_batch, tiny_model
-
-DROP, TUNE = [1, 3], [2, 4]
-SETTINGS = {"loss": "ce+kd", "kd": {"match": "logits", "temperature": 2.0, "weight": 0.3}}
-
-
-def micro_batch(inputs, seed=0):
-    """Return what the trainer hands over: two samples in a row, a token of each and the tail bare."""
-    ids = inputs["input_ids"]
-    labels, owners = ids.clone(), torch.zeros_like(ids)
-    owners[:, ids.shape[1] // 2 :] = 1
-    owners[:, -1] = -1
-    labels[:, 0] = labels[:, ids.shape[1] // 2] = labels[:, -1] = IGNORED
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.rand(ids.shape, generator=generator).masked_fill(labels == IGNORED, 0)
-    return types.SimpleNamespace(
-        inputs=inputs, labels=labels, weights=weights, owners=owners, ids=["a", "b"]
-    )
-
-
-def pupil(family="llama", drop=DROP, tune=TUNE, trained_head=False, hidden=False, **text):
-    """Return a dense model, its pruned student (float64) and the teacher in it."""
-    dense = tiny_model(family, tie_word_embeddings=False, **text).double()
-    student = tiny_model(family, tie_word_embeddings=False, **text).double()
-    teacher = Teacher(student, drop, tune, trained_head, hidden)
-    apply_plan(student, drop, tune, trained_head)
-    return dense, student, teacher
-
-
-def doubled(inputs):
-    return {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-
-
-def train_a_step(student, inputs, rate=0.1):
-    loss, _ = full_loss(
-        student(**inputs).logits, inputs["input_ids"], torch.ones(inputs["input_ids"].shape)
-    )
-    loss.backward()
-    with torch.no_grad():
-        for parameter in student.parameters():
-            if parameter.grad is not None:
-                parameter -= rate * parameter.grad.sign()
-    student.zero_grad()
-
+from tests.unit.distill_cases import SETTINGS, TUNE, doubled, micro_batch, pupil
+from tests.unit.head_cases import supervised_head
 
 # Anchors.
 
@@ -79,6 +36,9 @@ def train_a_step(student, inputs, rate=0.1):
         ([2, 3, 4], [5, 6, 7], [(5, 5)]),  # a block is one stretch
         ([7], [6], [(6, 7)]),  # none behind: the student's last layer stands for the teacher's
         ([6, 7], [5], [(5, 7)]),
+        ([3, 5], [4], [(4, 4), (6, 6)]),
+        ([3, 7], [4, 6], [(4, 4), (6, 7)]),
+        ([5, 7], [6], [(6, 7)]),  # one student layer, and the deeper of its two teachers
         ([1, 5], [4], [(6, 6)]),  # what is dropped below every tuned layer cannot be mended
     ],
 )
@@ -148,7 +108,7 @@ def test_every_head_gives_the_distilled_loss_and_gradients_of_all_logits(
     ce, plain_losses = full_loss(logits, labels, weights)
     expected = (1 - share) * ce + share * (kd * tokens.weights_N).sum()
     criterion = DistilledTokens(tokens, teacher, before, 3.0, share)
-    with SupervisedHead(model, kind, rows) as supervised:
+    with supervised_head(model, kind, rows) as supervised:
         supervised.expect(labels, weights, criterion)
         loss = head(hidden)
     whole, _ = full_loss(hidden @ head.weight.T, labels, weights, criterion)
@@ -199,148 +159,6 @@ def test_a_samples_weight_is_spread_over_its_tokens_however_it_is_laid_out():
         count=2,
     )
     assert torch.allclose(padded, torch.cat([F.pad(alone[0], (0, 1)), alone[1]]))
-
-
-# The teacher.
-
-
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl", "llava", "llama", "gemma3_text"])
-def test_the_teacher_is_the_dense_model_and_stays_so_while_the_student_learns(family):
-    dense, student, teacher = pupil(family, hidden=True)
-    inputs = doubled(tiny_batch(family))
-    student.train()
-    before = student(**inputs).logits
-    with torch.no_grad(), BoundaryRecorder(dense) as recorder:
-        logits = dense(**inputs).logits
-    for _ in range(2):
-        states = teacher.run(inputs)
-        assert torch.equal(F.linear(states.hidden_BTD, teacher.head_weight), logits)
-        assert len(states.anchors_BTD) == len(teacher.anchors) == 2
-        for anchor, state in zip(teacher.anchors, states.anchors_BTD, strict=True):
-            assert torch.equal(state, recorder.outputs[anchor.teacher])
-        assert not any(state.requires_grad for state in [states.hidden_BTD, *states.anchors_BTD])
-        train_a_step(student, inputs)
-    assert not torch.allclose(student(**inputs).logits, before, atol=1e-3)  # it did learn
-
-
-def test_a_dropped_end_is_compared_with_the_teachers_last_layer():
-    dense, student, teacher = pupil(drop=[5], tune=[4], hidden=True)
-    inputs = tiny_batch("llama")
-    with torch.no_grad(), BoundaryRecorder(dense) as recorder:
-        dense(**inputs)
-    (state,) = teacher.run(inputs).anchors_BTD
-    assert torch.equal(state, recorder.outputs[5])
-    assert teacher.student_layers == [decoder_layers(student)[4]]
-
-
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_vl"])
-def test_the_student_is_as_before_once_the_teacher_ran(family):
-    _, student, teacher = pupil(family, hidden=True)
-    inputs = doubled(tiny_batch(family))
-    student.train()
-    student.model.visual.eval()
-    modes = [module.training for module in student.modules()]
-    names, config = list(student.state_dict()), str(student.config)
-    before = student(**inputs).logits
-    teacher.run(inputs)
-    assert torch.equal(student(**inputs).logits, before)
-    assert [module.training for module in student.modules()] == modes
-    assert list(student.state_dict()) == names
-    assert str(student.config) == config
-    assert len(decoder_layers(student)) == 4
-    assert not any(module._forward_hooks for module in student.modules())
-    assert "forward" not in vars(student.get_output_embeddings())
-    # Also where the run fails.
-    with pytest.raises((TypeError, ValueError)):
-        teacher.run({**inputs, "no_such_input": 1, "input_ids": None})
-    assert torch.equal(student(**inputs).logits, before)
-    assert [module.training for module in student.modules()] == modes
-
-
-def test_the_teacher_runs_without_dropout_and_without_a_graph():
-    dense, student, teacher = pupil(attention_dropout=0.5)
-    inputs = tiny_batch("llama")
-    student.train()
-    state = torch.random.get_rng_state()
-    logits = F.linear(teacher.run(inputs).hidden_BTD, teacher.head_weight)
-    assert torch.equal(logits, dense(**inputs).logits)
-    assert not logits.requires_grad
-    assert torch.equal(torch.random.get_rng_state(), state)  # the student's draws are the same
-
-
-def test_attention_that_is_set_on_the_student_is_the_teachers_too():
-    _, student, teacher = pupil("qwen3_vl")
-    configs = {id(m.config) for m in teacher._layers.modules() if hasattr(m, "config")}
-    assert configs == {id(student.model.language_model.config)}
-
-
-@pytest.mark.parametrize("trained_head", [False, True])
-def test_only_dropped_layers_and_originals_of_trained_ones_take_memory(trained_head):
-    _, student, teacher = pupil(trained_head=trained_head)
-    seen = {weight.data_ptr() for weight in student.parameters()}
-    layers = list(teacher._layers)
-    kept = [0, 2, 4, 5]
-    for index, layer in enumerate(layers):
-        own = [weight.data_ptr() not in seen for weight in layer.parameters()]
-        assert all(own) if index in DROP + TUNE else not any(own)
-        if index in kept and index not in TUNE:
-            assert layer is decoder_layers(student)[kept.index(index)]
-    shares_head = teacher.head_weight.data_ptr() == student.lm_head.weight.data_ptr()
-    assert shares_head != trained_head
-    of_layers = sum(weight.nbytes for index in DROP + TUNE for weight in layers[index].parameters())
-    assert teacher.own_bytes == of_layers + trained_head * student.lm_head.weight.nbytes
-    trained = {id(weight) for weight in student.parameters() if weight.requires_grad}
-    assert not trained & {id(weight) for layer in layers for weight in layer.parameters()}
-
-
-def test_a_trained_head_is_not_the_teachers():
-    dense, student, teacher = pupil(trained_head=True)
-    inputs = tiny_batch("llama")
-    train_a_step(student, inputs)
-    assert not torch.equal(student.lm_head.weight, dense.lm_head.weight)
-    logits = F.linear(teacher.run(inputs).hidden_BTD, teacher.head_weight)
-    assert torch.equal(logits, dense(**inputs).logits)
-
-
-def test_a_head_tied_to_the_embeddings_is_shared_since_it_is_never_trained():
-    student = tiny_model("llama", tie_word_embeddings=True)
-    student.lm_head.weight = student.model.embed_tokens.weight
-    teacher = Teacher(student, DROP, TUNE, head=True)
-    apply_plan(student, DROP, TUNE, True)
-    assert teacher.head_weight is student.lm_head.weight
-    teacher.run(tiny_batch("llama"))
-
-
-def test_a_student_that_trains_what_the_teacher_shares_is_caught():
-    student = tiny_model("llama").double()
-    teacher = Teacher(student, DROP, [2])
-    apply_plan(student, DROP, TUNE)
-    with pytest.raises(AssertionError, match=r"layers\.4\."):
-        teacher.run(tiny_batch("llama"))
-
-
-def test_weights_that_zero3_partitioned_are_refused():
-    _, student, teacher = pupil()
-    assert kd_refusal(student, SETTINGS, "none") is None
-    assert "zero3_offload" in kd_refusal(student, SETTINGS, "zero3_offload")
-    student.lm_head.weight.ds_id = 0
-    with pytest.raises(InputError, match=r"finetune\.loss: .*ZeRO-3.*finetune\.levers\.sharding"):
-        teacher.run(tiny_batch("llama"))
-    capped = tiny_model("gemma3_text", layers=2, final_logit_softcapping=30.0)
-    assert "final_logit_softcapping" in kd_refusal(capped, SETTINGS, "none")
-    assert kd_refusal(capped, {"loss": "kd", "kd": {"match": "hidden"}}, "none") is None
-
-
-def test_a_packed_row_is_taught_as_its_samples_alone():
-    dense, _, teacher = pupil("qwen3")
-    samples = [tiny_batch("qwen3", seed=seed)["input_ids"] for seed in (1, 23)]
-    inputs = {
-        "input_ids": torch.cat(samples, 1),
-        "position_ids": torch.cat([torch.arange(ids.shape[1]) for ids in samples])[None],
-    }
-    states = teacher.run(inputs).hidden_BTD
-    alone = torch.cat([dense.model(ids).last_hidden_state for ids in samples], 1)
-    assert torch.allclose(states, alone, rtol=0, atol=1e-10)
 
 
 # A micro-batch's loss.
@@ -406,7 +224,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(on):
         teacher.student_layers = [decoder_layers(student)[4]]
     apply_plan(student, [], TUNE)
     batch = micro_batch(tiny_batch("llama"))
-    with SupervisedHead(student, "chunked") as head:
+    with supervised_head(student, "chunked") as head:
         kd = {"loss": "kd", "kd": {"match": on}}
         loss = Distillation(teacher, kd, head)(student, batch)
         loss.backward()
@@ -416,7 +234,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(on):
     # Which is not so once it is another.
     with torch.no_grad():
         decoder_layers(student)[2].mlp.up_proj.weight.mul_(1.5)
-    with SupervisedHead(student, "chunked") as head:
+    with supervised_head(student, "chunked") as head:
         assert Distillation(teacher, kd, head)(student, batch).item() > 1e-4
 
 
@@ -426,7 +244,7 @@ def test_learning_from_the_teacher_brings_the_student_closer_to_it():
     batch.weights /= batch.weights.sum()
     optimizer = torch.optim.Adam([w for w in student.parameters() if w.requires_grad], 1e-2)
     losses = []
-    with SupervisedHead(student, "chunked") as head:
+    with supervised_head(student, "chunked") as head:
         distillation = Distillation(teacher, {"loss": "kd", "kd": {"match": "hidden"}}, head)
         for _ in range(15):
             loss = distillation(student, batch)
@@ -445,7 +263,7 @@ def test_a_blank_micro_batch_has_a_loss_of_zero_with_a_graph():
         batch.weights.zero_()
         batch.owners.fill_(-1)
         batch.ids = []
-        with SupervisedHead(student, "chunked") as head:
+        with supervised_head(student, "chunked") as head:
             loss = Distillation(teacher, {"loss": "ce+kd", "kd": {"match": on}}, head)(
                 student, batch
             )
@@ -461,7 +279,7 @@ def test_autocast_rounds_the_teachers_logits_as_the_students():
     apply_plan(student, [], TUNE)
     batch = micro_batch(tiny_batch("llama"))
     for kind in ("supervised", "chunked"):
-        with SupervisedHead(student, kind, 100) as head, torch.autocast("cpu", torch.bfloat16):
+        with supervised_head(student, kind, 100) as head, torch.autocast("cpu", torch.bfloat16):
             loss = Distillation(teacher, {"loss": "kd"}, head)(student, batch)
         assert loss.item() == 0
         assert loss.dtype == torch.float32

@@ -1,5 +1,3 @@
-import sys
-import types
 import weakref
 
 import pytest
@@ -8,65 +6,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedConfig
 
 from interlace.data.collate import IGNORED
 from interlace.errors import InputError
-from interlace.training import head as module
 from interlace.training.head import (
     CrossEntropy,
     Supervised,
     SupervisedHead,
-    choose_head,
-    chunk_rows,
     full_loss,
     head_refusal,
 )
 from tests.tiny_families import FAMILIES, tiny_batch, tiny_model
+from tests.unit.head_cases import OnlyHead, by_hand, case, gradients, supervised_head
 
 KINDS = ("supervised", "chunked")
-
-
-class OnlyHead(torch.nn.Module):
-    """The end of a model: states in, what its head makes of them out."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head, self.config = head, PreTrainedConfig()
-
-    def get_output_embeddings(self):
-        return self.head
-
-    def forward(self, hidden):
-        return self.head(hidden)
-
-
-def case(rows=2, tokens=7, width=5, vocabulary=11, seed=0, share=0.6, dtype=torch.float64):
-    """Return states, a head, labels and weights; two tokens of three are learnt or so."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, tokens, width, generator=generator, dtype=dtype)
-    head = torch.nn.Linear(width, vocabulary, bias=False, dtype=dtype)
-    head.weight.data.normal_(generator=generator)
-    labels = torch.randint(0, vocabulary, (rows, tokens), generator=generator)
-    weights = torch.rand(rows, tokens, generator=generator)
-    ignored = torch.rand(rows, tokens, generator=generator) > share
-    return hidden, head, labels.masked_fill(ignored, IGNORED), weights.masked_fill(ignored, 0.0)
-
-
-def by_hand(hidden, weight, labels, weights):
-    """sum w CE, token by token, from logits of all tokens."""
-    log_probs = (hidden @ weight.T).log_softmax(-1)
-    terms = [
-        -weights[b, t + 1] * log_probs[b, t, labels[b, t + 1]]
-        for b in range(labels.shape[0])
-        for t in range(labels.shape[1] - 1)
-        if labels[b, t + 1] != IGNORED
-    ]
-    return sum(terms, start=log_probs[:0].sum())
-
-
-def gradients(loss, *tensors):
-    return torch.autograd.grad(loss, tensors)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +40,7 @@ def test_loss_and_gradients_are_those_of_plain_autograd(
     wanted = [hidden, head.weight] if trained else [hidden]
     expected = by_hand(hidden, head.weight, labels, weights)
     model = OnlyHead(head)
-    with SupervisedHead(model, kind, chunk) as supervised:
+    with supervised_head(model, kind, chunk) as supervised:
         supervised.expect(labels, weights)
         loss = model(hidden)
     assert loss.shape == ()
@@ -122,7 +75,7 @@ def test_every_family_gives_its_own_loss_and_gradients(family, kind):
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     assert head_refusal(model) is None
-    with SupervisedHead(model, kind, rows=3) as head:
+    with supervised_head(model, kind, rows=3) as head:
         head.expect(labels, weights)
         loss = model(**batch, use_cache=False).logits
     assert loss.item() == pytest.approx(own.item(), rel=1e-6)
@@ -142,7 +95,7 @@ def test_a_trained_head_that_is_tied_gets_the_gradients_of_both_its_uses():
     weights = torch.full(labels.shape, 0.1)
     found = []
     for kind in KINDS:
-        with SupervisedHead(model, kind, 4) as head:
+        with supervised_head(model, kind, 4) as head:
             head.expect(labels, weights)
             (gradient,) = gradients(
                 model(**batch, use_cache=False).logits, model.get_input_embeddings().weight
@@ -160,7 +113,7 @@ def test_without_a_label_the_loss_is_zero_with_a_graph_even_where_states_are_not
     hidden[0, 0] = torch.inf
     hidden.requires_grad_()
     model = OnlyHead(head)
-    with SupervisedHead(model, kind) as supervised:
+    with supervised_head(model, kind) as supervised:
         supervised.expect(labels, weights)
         loss = model(hidden)
     assert loss.item() == 0.0
@@ -173,7 +126,7 @@ def test_without_a_label_the_loss_is_zero_with_a_graph_even_where_states_are_not
 def test_without_gradients_there_is_a_loss_and_no_graph(kind):
     hidden, head, labels, weights = case()
     model = OnlyHead(head)
-    with torch.no_grad(), SupervisedHead(model, kind, 2) as supervised:
+    with torch.no_grad(), supervised_head(model, kind, 2) as supervised:
         supervised.expect(labels, weights)
         loss = model(hidden)
     assert not loss.requires_grad
@@ -185,7 +138,7 @@ def test_the_losses_name_the_row_whose_states_are_not_finite(kind):
     hidden, head, labels, weights = case(rows=3, share=1.0)
     hidden[1, 2] = torch.nan
     model = OnlyHead(head)
-    with SupervisedHead(model, kind, 4) as supervised:
+    with supervised_head(model, kind, 4) as supervised:
         supervised.expect(labels, weights)
         model(hidden)
     assert (~torch.isfinite(supervised.losses)).nonzero().tolist() == [[6 + 2]]  # row-major
@@ -213,7 +166,7 @@ def test_autocast_computes_in_bfloat16_as_a_linear_map_does(trained, frozen_type
                 loss, _ = full_loss(head(hidden), labels, weights)
             else:
                 model = OnlyHead(head)
-                with SupervisedHead(model, kind, 5) as supervised:
+                with supervised_head(model, kind, 5) as supervised:
                     supervised.expect(labels, weights, Spy(Supervised.of(labels, weights)))
                     loss = model(hidden)
         assert loss.dtype == torch.float32
@@ -233,7 +186,7 @@ def test_a_model_in_bfloat16_gets_gradients_in_bfloat16_and_a_loss_in_float32():
     hidden.requires_grad_()
     plain, _ = full_loss(head(hidden), labels, weights)
     model = OnlyHead(head)
-    with SupervisedHead(model, "chunked", 3) as supervised:
+    with supervised_head(model, "chunked", 3) as supervised:
         supervised.expect(labels, weights)
         loss = model(hidden)
     assert loss.dtype == supervised.losses.dtype == torch.float32
@@ -272,7 +225,7 @@ def test_in_chunks_no_logits_of_all_tokens_are_made_and_none_are_kept(kind):
     head.requires_grad_(False)
     model, saved = OnlyHead(head), []
     with (
-        SupervisedHead(model, kind, chunk) as supervised,
+        supervised_head(model, kind, chunk) as supervised,
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         supervised.expect(labels, weights)
@@ -294,7 +247,7 @@ def test_shifted_labels_and_wrong_weights_give_other_numbers():
     model = OnlyHead(head)
 
     def loss(labels, weights):
-        with SupervisedHead(model, "chunked", 4) as supervised:
+        with supervised_head(model, "chunked", 4) as supervised:
             supervised.expect(labels, weights)
             return model(hidden).item()
 
@@ -318,7 +271,7 @@ def test_recomputed_activations_change_nothing():
     for checkpointing in (False, True):
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        with SupervisedHead(model, "chunked", 4) as head:
+        with supervised_head(model, "chunked", 4) as head:
             head.expect(labels, weights)
             loss = model(**batch, use_cache=False).logits
             found.append((loss, *gradients(loss, *model.model.language_model.layers.parameters())))
@@ -342,7 +295,7 @@ def test_each_forward_must_be_told_what_to_learn_and_restore_gives_the_forward_b
     assert torch.equal(model(hidden), before)
     assert "forward" not in vars(head)
     head.forward = own = lambda states: 2 * F.linear(states, head.weight)  # a patch of another's
-    with SupervisedHead(model, "supervised"):
+    with supervised_head(model, "supervised"):
         assert head.forward is not own
     assert head.forward is own
 
@@ -356,114 +309,3 @@ def test_families_that_change_logits_behind_the_head_are_refused():
     assert "bias" in head_refusal(model)
     model = OnlyHead(torch.nn.Identity())
     assert "Identity" in head_refusal(model)
-
-
-def test_the_kind_is_chosen_by_device_and_what_is_installed(monkeypatch):
-    assert choose_head("auto", "cpu") == "chunked"
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    assert choose_head("auto", "cuda") == "chunked"
-    with pytest.raises(InputError, match="liger-kernel"):
-        choose_head("liger", "cuda")
-    monkeypatch.setattr(module, "find_spec", lambda name: name == "liger_kernel")
-    assert choose_head("auto", "cuda") == choose_head("liger", "cuda") == "liger"
-    with pytest.raises(InputError, match="needs a GPU"):
-        choose_head("liger", "cpu")
-    with pytest.raises(InputError, match="'fused' is none of"):
-        choose_head("fused", "cpu")
-
-
-def test_a_chunk_is_bounded_in_memory_and_never_empty():
-    assert chunk_rows(torch.empty(151_936, 1, device="meta")) == 384
-    assert chunk_rows(torch.empty(2**20, 1, device="meta")) == 64
-    assert chunk_rows(torch.empty(2**40, 1, device="meta")) == 1
-    partitioned = torch.empty(0)
-    partitioned.ds_shape = (151_936, 4096)
-    assert chunk_rows(partitioned) == 384
-
-
-@pytest.fixture
-def pretended_liger(monkeypatch):
-    """Liger's function by its public signature, in plain torch; counts its calls."""
-    calls = []
-
-    def fused(input, weight, target, reduction="mean", **others):
-        assert not others
-        assert input.dtype == weight.dtype
-        calls.append(len(target))
-        return F.cross_entropy((input @ weight.T).float(), target, reduction=reduction)
-
-    functional = types.ModuleType("liger_kernel.transformers.functional")
-    functional.liger_fused_linear_cross_entropy = fused
-    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", types.ModuleType("transformers"))
-    monkeypatch.setitem(sys.modules, functional.__name__, functional)
-    monkeypatch.setattr(module, "choose_head", lambda kind, device: kind)
-    return calls
-
-
-def test_liger_is_called_once_for_each_weight_and_not_for_what_it_cannot_do(pretended_liger):
-    hidden, head, labels, _ = case(3, 8, dtype=torch.float32)
-    hidden.requires_grad_()
-    head.requires_grad_(False)
-    weights = torch.tensor([0.5, 0.25, 0.5])[:, None].expand(labels.shape)
-    weights = weights.masked_fill(labels == IGNORED, 0)
-    expected = by_hand(hidden, head.weight, labels, weights)
-    model = OnlyHead(head)
-    with SupervisedHead(model, "liger", 4) as supervised:
-        supervised.expect(labels, weights)
-        loss = model(hidden)
-        assert len(pretended_liger) == 2
-        assert sum(pretended_liger) == int((labels[:, 1:] != IGNORED).sum())
-        assert supervised.losses is None
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-        got, plain = gradients(loss, hidden)[0], gradients(expected, hidden)[0]
-        assert torch.allclose(got, plain, atol=1e-6)
-
-        supervised.expect(torch.full_like(labels, IGNORED), weights)
-        loss = model(hidden)
-        loss.backward()
-        assert loss.item() == 0.0
-        assert torch.equal(hidden.grad, torch.zeros_like(hidden))
-
-        with torch.no_grad():
-            hidden[1] = torch.nan
-        supervised.expect(labels, weights)
-        model(hidden)
-        counts = (labels[:, 1:] != IGNORED).sum(1).tolist()
-        bad = [False] * counts[0] + [True] * counts[1] + [False] * counts[2]
-        assert (~torch.isfinite(supervised.losses)).tolist() == bad
-
-        pretended_liger.clear()
-        supervised.expect(labels, weights, CrossEntropy(Supervised.of(labels, weights)))
-        model(hidden)
-        head.requires_grad_(True)
-        supervised.expect(labels, weights)
-        model(hidden)
-        assert not pretended_liger
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_and_liger_on_a_gpu_give_the_loss_of_all_logits(dtype):
-    kinds = ["chunked"]
-    if choose_head("auto", "cuda") == "liger":
-        kinds.append("liger")
-    hidden, head, labels, weights = case(4, 64, 128, 1000, dtype=torch.float32)
-    hidden, labels = hidden.cuda().requires_grad_(), labels.cuda()
-    head.cuda().requires_grad_(False)
-    weights = (weights * 4).round().cuda() / 4
-    expected = by_hand(hidden, head.weight, labels, weights)
-    (plain,) = gradients(expected, hidden)
-    model = OnlyHead(head)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    for kind in kinds:
-        with (
-            torch.autocast("cuda", dtype, enabled=dtype != torch.float32),
-            SupervisedHead(model, kind, 50) as supervised,
-        ):
-            supervised.expect(labels, weights)
-            loss = model(hidden)
-        assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-        (got,) = gradients(loss, hidden)
-        assert (got - plain).norm() < tolerance * plain.norm()

@@ -12,24 +12,19 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.training import launch as launching
-from interlace.training.launch import check_processes, launch
+from interlace.training.launch import check_processes, launch, reported_failure
 
 SRC = Path(launching.__file__).resolve().parents[2]
 
 # Adds up the ranks' numbers over gloo, and leaves what a rank can know of how it was started.
 WORKER = """\
 import json, os, sys
-from interlace.errors import InputError
 from interlace.processes import die_with_parent
 from interlace.training.launch import reported_failure
 
 die_with_parent()
 with reported_failure(sys.argv[1]):
     rank, job = int(os.environ["RANK"]), json.load(open(sys.argv[1]))
-    if job.get("fail") == rank:
-        raise InputError("finetune.micro_batch: too large\\nand a second line")
-    if job.get("break") == rank:
-        raise TypeError("not that type")
     if "wait" in job:
         import time
         open(f"{job['out']}/pid-{rank}", "w").write(str(os.getpid()))
@@ -101,14 +96,6 @@ def seen(folder):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("seen-*.json"))]
 
 
-def test_two_ranks_of_one_machine_meet(worker, tmp_path):
-    launch(worker, {"out": str(tmp_path)}, 2)
-    ranks = seen(tmp_path)
-    assert [rank["world"] for rank in ranks] == [2, 2]
-    assert [rank["sum"] for rank in ranks] == [3.0, 3.0]
-    assert [rank["local"] for rank in ranks] == ["0", "1"]
-
-
 def test_two_nodes_meet_through_srun(worker, slurm, tmp_path):
     out = tmp_path / "shared"
     launch(worker, {"out": str(tmp_path), "token": "hf_secret"}, 1, nodes=2, folder=out, cpus=3)
@@ -176,16 +163,34 @@ def test_the_job_can_be_read_by_its_owner_alone(tmp_path, monkeypatch):
     assert modes == [0o700]
 
 
-def test_what_a_rank_refuses_is_refused_in_one_line(worker, tmp_path, capfd):
+def failing(monkeypatch, errors):
+    """Let the ranks end with these errors, in this order, in place of torchrun's processes."""
+
+    def run(command, _environment):
+        for rank, error in errors.items():
+            monkeypatch.setenv("RANK", str(rank))
+            # In a report's name stands the process, which these ranks share.
+            monkeypatch.setattr(launching.os, "getpid", lambda rank=rank: rank)
+            with pytest.raises((SystemExit, type(error))), reported_failure(command[-1]):
+                raise error
+        return 1, None
+
+    monkeypatch.setattr(launching, "_run", run)
+
+
+def test_what_a_rank_refuses_is_refused_in_one_line(monkeypatch, capfd):
+    refused = InputError("finetune.micro_batch: too large\nand a second line")
+    failing(monkeypatch, {0: ConnectionError("its echo"), 1: refused})
     with pytest.raises(InputError) as raised:
-        launch(worker, {"out": str(tmp_path), "fail": 1}, 2)
+        launch("a.worker", {}, 2)
     assert str(raised.value) == "finetune.micro_batch: too large"
-    assert "Traceback" not in capfd.readouterr().err.split("error: ")[0]
+    assert capfd.readouterr().err.startswith("error: finetune.micro_batch: too large")
 
 
-def test_another_failure_names_the_rank(worker, tmp_path):
-    with pytest.raises(RuntimeError, match=r"rank 0: TypeError: not that type") as raised:
-        launch(worker, {"out": str(tmp_path), "break": 0}, 1)
+def test_another_failure_names_the_rank(monkeypatch):
+    failing(monkeypatch, {1: TypeError("not that type"), 0: ConnectionError("its echo")})
+    with pytest.raises(RuntimeError, match=r"rank 1: TypeError: not that type") as raised:
+        launch("a.worker", {}, 2)
     assert not isinstance(raised.value, InputError)
 
 

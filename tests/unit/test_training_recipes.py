@@ -226,11 +226,6 @@ def test_distillation_learns_from_the_dense_model(given, paper, tmp_path, loss, 
     assert told[0] != pytest.approx(losses(given / "paper")[0], abs=1e-3)
 
 
-def test_distillation_is_refused_where_weights_are_sharded(given, tmp_path):
-    with pytest.raises(InputError, match=r"finetune.loss: kd cannot be had, .*zero3"):
-        tuned(given, tmp_path / "out", loss="kd", recipe="paper")
-
-
 def test_a_missing_deepspeed_file_is_named(given, tmp_path):
     with pytest.raises(InputError, match=r"no-such\.json"):
         finetune(

@@ -1,5 +1,6 @@
 """Vision features once for all variants: the same logits, resumable, refused for anything else."""
 
+import errno
 import io
 import json
 import re
@@ -18,16 +19,23 @@ from interlace.data.collate import EncodeError, encode
 from interlace.data.images import ImageDecodeError
 from interlace.decoder.load import load_processor
 from interlace.errors import InputError
-from interlace.io import read_json
+from interlace.io import claimed, read_json
 from interlace.training import vision_cache
 from interlace.training.vision_cache import cache_vision
-from interlace.training.vision_store import StoredSamples, VisionStore
+from interlace.training.vision_store import VisionStore
 from interlace.training.vision_tower import (
     tower_features,
     without_pixels,
 )
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
-from tests.unit.vision_stores import KEYS, SETTINGS, make_store, opened, small_chunks
+from tests.unit.vision_stores import (
+    KEYS,
+    SETTINGS,
+    make_store,
+    opened,
+    small_chunks,
+    stored_samples,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -242,7 +250,7 @@ def test_samples_that_cannot_be_processed_are_named_and_fail_as_ever(given, spoi
     with pytest.raises(InputError, match=f"holds no sample {long}"):
         store.features(long)
     processor = load_processor(given / "base")
-    stored = StoredSamples(root / "samples", store)
+    stored = stored_samples(root / "samples", store)
     with pytest.raises(ImageDecodeError):
         stored[stored.ids.index(torn)]
     with pytest.raises(EncodeError) as live:
@@ -300,7 +308,7 @@ def test_samples_of_text_only_have_an_empty_store(given, tmp_path):
     cache_vision(given / "base", tmp_path / "samples", tmp_path / "vision", SETTINGS, **KEYS)
     store = opened(given, tmp_path / "vision", samples=tmp_path / "samples")
     assert store.record["tokens"] == 0
-    stored = StoredSamples(tmp_path / "samples", store)
+    stored = stored_samples(tmp_path / "samples", store)
     sample = encode(stored[0], without_pixels(load_processor(given / "base")))
     assert store.add_features(stored.ids[0], sample) == sample
 
@@ -313,3 +321,23 @@ def test_features_on_a_gpu(given, tmp_path):
     store, live = opened(given, tmp_path / "vision"), opened(given)
     for name in load_records(given / "samples").ids:
         torch.testing.assert_close(store.features(name), live.features(name), rtol=1e-3, atol=1e-3)
+
+
+def test_no_two_processes_make_one_store(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(vision_cache, "load_processor", None)
+    with (
+        claimed(tmp_path / "vision"),
+        pytest.raises(InputError, match="is at work on it"),
+    ):
+        cache_vision(given / "base", given / "samples", tmp_path / "vision", SETTINGS, **KEYS)
+
+
+def test_a_disk_that_gets_full_is_one_line(given, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vision_cache, "load_processor", full)
+    with pytest.raises(
+        InputError, match=r"vision: the disk is full .*goes on after its last chunk"
+    ):
+        cache_vision(given / "base", given / "samples", tmp_path / "vision", SETTINGS, **KEYS)

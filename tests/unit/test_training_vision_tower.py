@@ -12,7 +12,7 @@ from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
 from interlace.training.freeze import apply_plan
 from interlace.training.vision_cache import cache_vision
-from interlace.training.vision_store import StoredSamples, VisionStore
+from interlace.training.vision_store import VisionStore
 from interlace.training.vision_tower import (
     accept_features,
     vision_tower,
@@ -21,7 +21,14 @@ from interlace.training.vision_tower import (
 )
 from tests.tiny import make_tiny_samples
 from tests.tiny_families import FAMILIES, tiny_config, tiny_model, tiny_processor
-from tests.unit.vision_stores import KEYS, SETTINGS, make_store, opened, small_chunks
+from tests.unit.vision_stores import (
+    KEYS,
+    SETTINGS,
+    make_store,
+    opened,
+    small_chunks,
+    stored_samples,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,7 +51,7 @@ def model(given):
 def pairs(given):
     """Every sample encoded as ever, and from the store."""
     processor, store = load_processor(given / "base"), opened(given)
-    light, stored = without_pixels(processor), StoredSamples(given / "samples", store)
+    light, stored = without_pixels(processor), stored_samples(given / "samples", store)
     return [
         (encode(record, processor), store.add_features(record.id, encode(other, light)))
         for record, other in zip(load_records(given / "samples"), stored, strict=True)
@@ -174,7 +181,7 @@ class Stored(torch.utils.data.Dataset):
 def test_workers_read_the_store(given, pairs):
     store, processor = opened(given), load_processor(given / "base")
     store.features(load_records(given / "samples").ids[0])  # open before workers are forked
-    dataset = Stored(StoredSamples(given / "samples", store), store, without_pixels(processor))
+    dataset = Stored(stored_samples(given / "samples", store), store, without_pixels(processor))
     again = pickle.loads(pickle.dumps(dataset))
     for index in (0, len(pairs) - 1):
         assert torch.equal(again[index]["input_ids"], pairs[index][0]["input_ids"])

@@ -1,17 +1,22 @@
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interlace.decoder import load
 from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
 from interlace.evaluation import kit
 from interlace.evaluation.prepare import prepare_benchmarks
-from interlace.evaluation.ttft import clock, first_token, measure_ttft, run, speedup_interval, turns
+from interlace.evaluation.ttft import clock, first_token, measure_ttft, roofline, run, turns
 from interlace.evaluation.ttft.clock import FirstToken
 from interlace.evaluation.ttft.decode import decode_rate
 from interlace.evaluation.ttft.kept import kept
+from interlace.evaluation.ttft.outcome import ratio
 from interlace.evaluation.ttft.roofline import Peaks
 from interlace.io import read_json
 from interlace.sparsity import kernels as kernels_module
@@ -41,6 +46,7 @@ def work(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_peaks(monkeypatch):
     monkeypatch.setattr(run.roofline, "measure_peaks", lambda *_: Peaks(1e9, 1e9))
+    monkeypatch.setattr(run.gc, "collect", lambda *_: 0)  # of a process full of tests: a second
 
 
 @pytest.fixture
@@ -50,7 +56,7 @@ def ticks(monkeypatch):
     monkeypatch.setattr(clock, "now", lambda: float(next(looks)))
 
 
-def measure(work, out, variants, benchmarks=("ChartQA",), **settings):
+def measure(work, out, variants, benchmarks=("ChartQA",), memory_mb=None, **settings):
     paths = {name: work / name for name in variants}
     measure_ttft(
         work / "dense",
@@ -61,6 +67,7 @@ def measure(work, out, variants, benchmarks=("ChartQA",), **settings):
         {**SETTINGS, **settings},
         model="tiny",
         seed=0,
+        memory_mb=memory_mb,
     )
 
 
@@ -120,6 +127,7 @@ def test_every_variant_gets_a_file_per_benchmark(work, tmp_path):
 
 
 def test_results_say_what_kernels_they_are_of(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
     variants = ["pruned", "magnitude_2_4"]
     measure(work, tmp_path / "auto", variants, samples=1)
     measure(work, tmp_path / "off", variants, samples=1, sparse_kernels="off")
@@ -160,7 +168,13 @@ def fake_passes(monkeypatch):
 
     monkeypatch.setattr(turns, "first_token", fake)
     monkeypatch.setattr(turns, "decode_rate", lambda model, inputs, tokens: 10.0)
+    monkeypatch.setattr(load, "load_model", load_once)
     return seen
+
+
+@functools.cache
+def load_once(*arguments):
+    return load_model(*arguments)
 
 
 def test_models_take_turns_in_a_changing_order_after_a_warm_up(work, tmp_path, monkeypatch, capsys):
@@ -256,6 +270,33 @@ def test_groups_stay_those_of_the_first_attempt_while_memory_allows(tmp_path):
             pass
 
 
+def test_what_other_settings_left_behind_is_counted(tmp_path, capsys):
+    root = tmp_path / "work"
+    for number in (1, 2, 3):
+        with contextlib.suppress(KeyboardInterrupt), kept(root, {"a": number}):
+            raise KeyboardInterrupt
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" holds what ")[1].split()[0] for line in said] == ["1", "2"]
+
+
+def test_another_commit_measures_again(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
+    keys = []
+
+    @contextlib.contextmanager
+    def keyed(root, key):
+        keys.append(key)
+        with kept(root, key) as found:
+            yield found
+
+    monkeypatch.setattr(run, "kept", keyed)
+    for commit in ("a", "b"):
+        monkeypatch.setattr(run, "git_commit", lambda commit=commit: commit)
+        measure(work, tmp_path, ["pruned"], samples=1)
+    assert [key.pop("commit") for key in keys] == ["a", "b"]
+    assert keys[0] == keys[1]
+
+
 def test_decoding_is_timed_in_as_many_turns(work, tmp_path, monkeypatch):
     fake_passes(monkeypatch)
     rates = iter([10.0, 10.0, 30.0, 30.0])
@@ -270,12 +311,44 @@ def test_decoding_is_timed_in_as_many_turns(work, tmp_path, monkeypatch):
 
 def test_what_does_not_fit_together_is_loaded_in_groups(work, tmp_path, monkeypatch, capsys):
     fake_passes(monkeypatch)
-    monkeypatch.setattr("interlace.memory.free_bytes", lambda device: 1)
+    monkeypatch.setattr(run, "free_bytes", lambda device, limit: 1)
     measure(work, tmp_path, ["pruned", "third"], samples=1)
     assert "2 groups, each beside dense: pruned; third" in capsys.readouterr().out
     for name in ("pruned", "third"):
         result = read_json(tmp_path / name / "ChartQA.json")
         assert result["loaded_together"] == ["dense", name]
+
+
+def test_the_job_s_own_memory_is_what_has_to_hold_the_models(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
+    asked = []
+    monkeypatch.setattr(run, "free_bytes", lambda device, limit: asked.append(limit) or 10**9)
+    measure(work, tmp_path, ["pruned"], samples=1, memory_mb=6000)
+    assert asked == [6000]
+
+
+def test_memory_that_runs_out_is_said_with_the_way_out(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(turns, "first_token", full)
+    with pytest.raises(
+        InputError, match=r"on ChartQA with dense, pruned, third loaded .* lower ttft"
+    ):
+        measure(work, tmp_path, ["pruned", "third"], samples=1)
+    with pytest.raises(InputError, match="with dense, pruned loaded together; take a device"):
+        measure(work, tmp_path, ["pruned"], samples=1)
+
+
+def test_a_family_without_a_roofline_is_measured_all_the_same(work, tmp_path, monkeypatch):
+    fake_passes(monkeypatch)
+    monkeypatch.setattr(roofline, "FAMILIES", ())
+    measure(work, tmp_path, ["pruned"], samples=1)
+    result = read_json(tmp_path / "pruned" / "ChartQA.json")
+    assert result["roofline"] is None
+    assert result["speedup"] == pytest.approx(6 / 4)
 
 
 def test_stages_are_marked_where_they_begin_and_end(prompt, ticks):
@@ -347,5 +420,5 @@ def test_images_are_read_within_the_benchmark_s_own_limits(work, tmp_path, monke
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20), st.floats(0.5, 4))
 def test_a_constant_ratio_has_no_interval(times, factor):
     pruned = np.array(times)
-    rng = np.random.default_rng(0)
-    assert speedup_interval(pruned * factor, pruned, rng, resamples=50) is None
+    found = ratio(pruned * factor, pruned, seed=0)
+    assert found == {"ratio": pytest.approx(factor), "interval": None}

@@ -9,14 +9,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from interlace.decoder.load import load_model
-from interlace.evaluation.ttft import clock, machine, memory, outcome
-from interlace.evaluation.ttft.outcome import Side, ratios, summarise
+from interlace.evaluation.ttft import clock, machine, memory, ratios
+from interlace.evaluation.ttft.outcome import Side, ratio, summarise
 from interlace.evaluation.ttft.roofline import Peaks, Work, bounds, measure_peaks, prefill_work
 from interlace.evaluation.ttft.sanity import check_sanity
 from interlace.evaluation.ttft.turns import Measured
 from tests.tiny import make_tiny_checkpoint
 
 GRID = [1, 8, 12]  # patches; 24 tokens
+PEAKS = Peaks(10.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +146,32 @@ def test_peak_memory_leaves_the_others_weights_out(monkeypatch):
 def test_the_resident_set_shows_what_a_pass_took():
     watch = memory.PeakMemory(torch.device("cpu"), {"dense": 0})
     watch.start()
+    if "not reset" in watch.kind:
+        pytest.skip("the peak of this process cannot be reset here")
     watch.stop("dense")
     before = watch.peaks["dense"]
     held = torch.ones(2**26)  # 256 MB, touched
     watch.stop("dense")
     assert watch.peaks["dense"] - before > 200e6
     assert held[-1] == 1
+
+
+def test_a_peak_that_cannot_be_reset_says_so(monkeypatch):
+    def refused(path, *_, **__):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(memory.Path, "write_text", refused)
+    watch = memory.PeakMemory(torch.device("cpu"), {"dense": 0})
+    assert watch.kind == memory.RSS
+    watch.start()
+    assert watch.kind == f"{memory.RSS}, highest so far (not reset)"
+
+
+def test_two_processors_are_two_devices(monkeypatch):
+    cpu = torch.device("cpu")
+    for name, expected in (("Xeon", "Xeon"), ("EPYC", "EPYC"), (None, "CPU")):
+        monkeypatch.setattr(machine, "_cpu_model", lambda name=name: name)
+        assert machine.device_name(cpu) == expected
 
 
 def test_clocks_are_read_from_nvidia_smi_s_line():
@@ -179,7 +200,7 @@ def sample(index, dense, pruned, variant="v", vision=1.0):
 def result(variant, dense, pruned, layers, benchmark="AI2D", **changes):
     samples = [sample(i, a, b, variant) for i, (a, b) in enumerate(zip(dense, pruned, strict=True))]
     sides = {"dense": Side(36), variant: Side(layers)}
-    body = summarise(samples, variant, sides, work=None, peaks=None, seed=0)
+    body = summarise(samples, variant, sides, work={}, peaks=PEAKS, seed=0)
     head = {"model": "m", "variant": variant, "benchmark": benchmark, "kernels": "dense"}
     return body | head | changes
 
@@ -203,7 +224,7 @@ def test_a_roofline_stands_beside_what_was_measured():
         "v": [{"vision": Work(10, 0), "decoder": Work(20, 0)}] * 2,
     }
     sides = {"dense": Side(36), "v": Side(24)}
-    body = summarise(samples, "v", sides, work=work, peaks=Peaks(10.0, 1.0), seed=0)
+    body = summarise(samples, "v", sides, work=work, peaks=PEAKS, seed=0)
     assert body["roofline"]["speedup"] == pytest.approx(4 / 3)
     assert body["roofline"]["dense"] == {
         "mean_s": 4.0, "vision_s": 1.0, "decoder_s": 3.0, "flops": 40.0, "bytes": 0.0
@@ -214,9 +235,9 @@ def test_a_roofline_stands_beside_what_was_measured():
 def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
     rng = np.random.default_rng(1)
     dense, pruned = rng.uniform(1, 2, 40), rng.uniform(1, 2, 40)
-    whole = ratios(dense, pruned, 3)
-    monkeypatch.setattr(outcome, "_BLOCK", 120)
-    assert ratios(dense, pruned, 3) == whole
+    whole = ratio(dense, pruned, 3)
+    monkeypatch.setattr(ratios, "_BLOCK", 120)
+    assert ratio(dense, pruned, 3) == whole
 
 
 DENSE = [4.1, 5.1, 6.1, 4.6]
@@ -289,20 +310,15 @@ def test_what_the_decoder_may_miss_scales_with_what_leaving_layers_out_gains(lay
     assert bool(check_sanity([result("a", DENSE, shrunk(factor), layers)])) is wrong
 
 
-def test_stages_have_to_add_up():
-    body = result("a", DENSE, shrunk(27 / 36), 27)
-    body["split"]["pruned"]["decoder_s"] *= 2
-    (problem,) = check_sanity([body])
-    assert "the stages of pruned add up to" in problem
-
-
-def test_the_rest_is_not_below_zero():
+def test_no_stage_is_below_zero():
     body = result("a", DENSE, shrunk(27 / 36), 27)
     split = body["split"]["dense"]
     split["vision_s"] += 2.0  # counted twice; the rest, a difference, makes up for it
     split["rest_s"] -= 2.0
     (problem,) = check_sanity([body])
     assert "rest_s of dense is -2.0" in problem
+    split["rest_s"] = float("nan")
+    assert "rest_s of dense is nan" in "".join(check_sanity([body]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
@@ -325,7 +341,7 @@ def test_the_percentile_is_of_single_passes():
     for row in rows:
         row.passes = {"dense": [0.5, 1.5], "v": [1.0, 1.0]}
     sides = {"dense": Side(36), "v": Side(27)}
-    body = summarise(rows, "v", sides, work=None, peaks=None, seed=0)
+    body = summarise(rows, "v", sides, work={}, peaks=PEAKS, seed=0)
     assert (body["dense"]["mean_s"], body["dense"]["p95_s"]) == (1.0, 1.5)
     assert body["pruned"]["p95_s"] == 1.0
 

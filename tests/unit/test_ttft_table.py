@@ -5,6 +5,7 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.io import read_json, write_json
+from interlace.reporting.figure_ttft_tokens import draw_tokens
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results, load_results
 from interlace.reporting.table_ttft import make_ttft_table
@@ -87,7 +88,9 @@ def test_all_formats_are_written(files, tmp_path):
     assert "Roofline" in stem.with_suffix(".html").read_text()
     assert r"\begin{tabular}" in stem.with_suffix(".tex").read_text()
     assert "decoder alone" in stem.with_suffix(".md").read_text()
-    assert "| Variant | Model | Layers |" in stem.with_suffix(".md").read_text()
+    written = stem.with_suffix(".md").read_text()
+    assert "| Variant | Model | Layers |" in written
+    assert "- Brackets: 95 % intervals of the speed-ups, bootstrap over the timed" in written
 
 
 def test_no_timings_make_an_empty_table():
@@ -155,6 +158,7 @@ def test_what_is_wrong_with_times_of_several_jobs_is_in_the_notes(files, tmp_pat
 
 MADE = {"device": "H100", "dtype": "bfloat16", "attention": "sdpa", "prompt": "dataset"}
 MADE |= {"min_pixels": 4096, "max_pixels": None, "threads": 1}
+TORCH = {"provenance": {"versions": {"torch": "2.7"}}}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +177,17 @@ def test_files_that_were_made_differently_are_refused(tmp_path, key, other):
             build([first, second], tmp_path / "out", models=MODELS, standin=[])
         assert f"{second}: {key} is {other!r}" in str(caught.value)
         assert str(first) in str(caught.value)
+
+
+def test_versions_and_samples_are_compared_too(tmp_path):
+    first = full_timing(tmp_path, "big", "interlace-10-ft", "AI2D", **TORCH)
+    other = {"provenance": {"versions": {"torch": "2.8"}}}
+    second = full_timing(tmp_path, "big", "interlace-25-ft", "POPE", **other)
+    with pytest.raises(InputError, match=r"provenance\.versions\.torch is '2\.8', and '2\.7' in"):
+        make_ttft_table(load_results([first, second]), PAPER, MODELS)
+    fewer = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=(10,), **TORCH)
+    with pytest.raises(InputError, match="num_samples is 1, and 2 in"):
+        make_ttft_table(load_results([first, fewer]), PAPER, MODELS)
 
 
 def test_what_may_differ_is_not_refused(tmp_path):
@@ -259,6 +274,23 @@ def test_samples_without_tokens_are_refused_where_tokens_are_drawn(tmp_path):
     body = read_json(file)
     del body["samples"][1]["visual_tokens"]
     write_json(file, body)
-    build_ttft_table([file], tmp_path / "ttft", models=MODELS, standin=[])
+    results = load_results([file])
+    make_ttft_table(results, PAPER, MODELS)
     with pytest.raises(InputError, match=r"AI2D\.json: samples\[1\] has no visual_tokens"):
-        build_ttft_figures([file], tmp_path / "out", models=MODELS, standin=[])
+        draw_tokens(results, MODELS, PAPER, "interlace")
+
+
+def test_a_model_that_the_config_lacks_is_refused(tmp_path):
+    file = full_timing(tmp_path, "gone", "interlace-25-ft", "AI2D")
+    with pytest.raises(InputError, match="model 'gone': not in the config's models"):
+        make_ttft_table(load_results([file]), PAPER, MODELS)
+
+
+def test_the_paper_s_many_samples_take_little_memory(tmp_path):
+    file = full_timing(tmp_path, "big", "interlace-25-ft", "AI2D", tokens=tuple(range(1, 301)))
+    body = read_json(file)
+    for number, sample in enumerate(body["samples"]):
+        sample |= {"index": str(number), "images": [[1, 8, 12]], "dense_end_to_end_s": 1.0}
+    write_json(file, body)
+    samples = load_results([file]).timings["big", "interlace-25-ft"]["AI2D"].samples
+    assert sum(column.nbytes for column in samples.values()) < 300 * 100

@@ -40,7 +40,11 @@ SETTINGS = {
     "processes": 1,
     "nodes": 1,
 }
-PLAN = {"method": "interlace", "ratio": 25, "num_layers": 6, "drop": [1], "tune": [2, 4]}
+PLAN = {
+    "model": "tiny", "method": "interlace", "ratio": 25, "num_layers": 6, "num_dropped": 1,
+    "drop": [1], "tune": [2, 4], "freeze": [0, 3, 5], "reading": "paper", "seed": 0,
+    "how_reached": "stated",
+}  # fmt: skip
 PREFIX = "model.language_model.layers."
 
 
@@ -48,8 +52,7 @@ def make_inputs(root: Path, rows: int = 24, seed: int = 0, **plan) -> Path:
     """Write `base`, `samples` and `plan.json` below `root`; six layers, an untied head."""
     make_tiny_checkpoint(root / "base", tied=False, seed=seed)
     make_tiny_samples(root / "samples", rows=rows // 4)
-    whole = {**PLAN, "num_dropped": 1, "freeze": [0, 3, 5], **plan}
-    (root / "plan.json").write_text(json.dumps(whole))
+    (root / "plan.json").write_text(json.dumps({**PLAN, **plan}))
     return root
 
 

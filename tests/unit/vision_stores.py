@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from interlace.data.chat import load_records
 from interlace.decoder.load import load_processor
 from interlace.training import vision_cache
 from interlace.training.vision_cache import cache_vision
-from interlace.training.vision_store import VisionStore
+from interlace.training.vision_store import StoredSamples, VisionStore
 from tests.tiny import make_tiny_checkpoint, make_tiny_samples
 
 SETTINGS = {"precision": "float32", "min_pixels": None, "max_pixels": None, "workers": 0}
@@ -37,4 +38,10 @@ def small_chunks():
 def opened(root, folder="vision", base="base", samples="samples", dtype="float32", **pixels):
     """Open a store below `root` with its base and samples, or others."""
     processor = load_processor(root / base, pixels.get("min_pixels"), pixels.get("max_pixels"))
-    return VisionStore.open(root / folder, root / base, processor, dtype, root / samples)
+    ids = load_records(root / samples).ids
+    return VisionStore.open(root / folder, root / base, processor, dtype, root / samples, ids)
+
+
+def stored_samples(samples, store):
+    """Return the samples of a folder without their images."""
+    return StoredSamples(samples, load_records(samples).ids, store)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
-    write_benchmarks(folder, rows=48, seed=1)
+    write_benchmarks(folder, rows=24, seed=1)
     for benchmark in BENCHMARKS.values():
         prepare_benchmark(benchmark.dataset, folder, "demo")
     return folder

@@ -1,5 +1,6 @@
 # What every rule file uses: the checked configuration, the grid, wildcards, digests of code.
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from interlace.environment import accelerator_missing, key_missing, share_packag
 from interlace.errors import InputError
 from interlace.evaluation.settings import deciding
 from interlace.grid import Grid
-from interlace.io import code_digest
+from interlace.io import code_digest, folder_digest
 from interlace.sampling.settings import plan_settings, sample_settings, subset_settings
+from interlace.selection.registry import METHODS, TWO_FOUR
 
 # Scripts, their children and jobs on a cluster find the package without an installation.
 share_package(SOURCE)
@@ -41,22 +43,29 @@ CODE = {
         "selection": ["selection"],
         "reporting": [
             "reporting",
+            "evaluation/benchmarks.py",
             "evaluation/intervals.py",
             "evaluation/outcomes.py",
+            "evaluation/ttft/ratios.py",
             "evaluation/ttft/sanity.py",
+            "selection/registry.py",
         ],
     }.items()
 }
+# The paper's own numbers are in files.
+CODE["reporting"] += folder_digest(Path(SOURCE, "interlace/reporting/paper_tables"))
 BENCHMARKS = CONFIG["evaluation"]["benchmarks"]
 RESOURCES = CONFIG["resources"]
 LOGS = GRID.path("logs")
+# By name: `sleb_standin` in figure2_sleb-25_standin_8b could be a method, and `8b` a model.
+METHOD = f"({'|'.join((*METHODS, *TWO_FOUR))})"
 
 
 wildcard_constraints:
-    model="|".join(GRID.models),
-    plan="[a-z0-9_]+(-[0-9]+)?(-s[0-9]+)?",
-    tuned="[a-z0-9_]+(-[0-9]+)?-ft(-s[0-9]+)?",
-    variant="[a-z0-9_]+(-[0-9]+)?(-ft)?(-s[0-9]+)?",
+    model="|".join(map(re.escape, GRID.models)),
+    plan=f"{METHOD}(-[0-9]+)?(-s[0-9]+)?",
+    tuned=f"{METHOD}(-[0-9]+)?-ft(-s[0-9]+)?",
+    variant=f"{METHOD}(-[0-9]+)?(-ft)?(-s[0-9]+)?",
     mode="cot|limited",
     table="[1-6]",
 
@@ -72,6 +81,7 @@ onstart:
     ]
     if any(missing):
         print("\n".join(f"interlace: {m}" for m in missing if m), file=sys.stderr)
+        workflow.persistence.unlock()  # else the corrected command finds the folder locked
         os._exit(1)
 
 

@@ -7,7 +7,7 @@ from interlace.sampling.planned import plan_digest, subset_digest
 
 checkpoint plan_samples:
     input:
-        GRID.sample_folder(),
+        GRID.sample_inputs(),
     output:
         plan=GRID.path("sampling", "plan", "plan.json"),
         index=GRID.path("sampling", "plan", "index.parquet"),
@@ -23,7 +23,7 @@ checkpoint plan_samples:
         requests=CONFIG["data"]["workers"],
     params:
         settings=plan_settings(CONFIG["data"]),
-        source=lambda w, input: input[0] if input else GRID.sample_source(),
+        source=lambda w: GRID.sample_source(),
         seed=SEED,
     message:
         "Samples: plan them from the footers of {params.source}"
@@ -107,8 +107,8 @@ rule samples_table:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         # Samples of real data are none, whatever model they are for.
         standin=[reason for reason in STANDIN if "data" in reason],

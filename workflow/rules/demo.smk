@@ -2,24 +2,27 @@
 
 
 rule demo_model:
-    input:
-        lambda w: f"{SOURCE}/interlace/demo/weights/{CONFIG['models'][w.model]['path']}/model.safetensors",
     output:
         directory(GRID.path("{model}", "base")),
     log:
         f"{LOGS}/{{model}}/demo_model.log",
     wildcard_constraints:
-        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] == "demo")
-        or "none",
+        model="|".join(
+            re.escape(k) for k, m in CONFIG["models"].items() if m["source"] == "demo"
+        )
+        or "(?!)",
     priority: 100
     conda:
         "../../envs/model.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         name=lambda w: CONFIG["models"][w.model]["path"],
+        weights=lambda w: folder_digest(
+            f"{SOURCE}/interlace/demo/weights/{CONFIG['models'][w.model]['path']}"
+        ),
         code=CODE["demo"],
     message:
         "Base model {wildcards.model}: unpack the stand-in"
@@ -36,8 +39,8 @@ rule demo_finevision:
         "../../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         rows=CONFIG["demo"]["rows"],
         seed=CONFIG["demo"]["seed"],
@@ -59,8 +62,8 @@ if CONFIG["evaluation"]["source"] == "demo":
             "../../envs/data.yaml"
         threads: 1
         resources:
-            mem_mb=2000,
-            runtime=30,
+            mem_mb=RESOURCES["cpu"]["mem_mb"],
+            runtime=RESOURCES["cpu"]["runtime"],
         params:
             rows=CONFIG["demo"]["benchmark_rows"],
             seed=CONFIG["demo"]["seed"],

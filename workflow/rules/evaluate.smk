@@ -1,41 +1,40 @@
 # VLMEvalKit's benchmarks on every checkpoint.
 
 
-rule prepare_benchmarks:
-    input:
-        GRID.benchmark_sources(),
-    output:
-        GRID.benchmark_files(),
-    log:
-        f"{LOGS}/prepare_benchmarks.log",
-    priority: 90
-    conda:
-        "../../envs/evaluate.yaml"
-    threads: 1
-    resources:
-        mem_mb=RESOURCES["cpu"]["mem_mb"],
-        runtime=RESOURCES["cpu"]["runtime"],
-    params:
-        source=CONFIG["evaluation"]["source"],
-        datasets=GRID.datasets(),
-    message:
-        "Benchmarks: check their files and unpack their images once"
-    script:
-        "../scripts/prepare_benchmarks.py"
-
-
-# One job per variant, mode and group of benchmarks: the groups share out the cost.
+# One job per variant, mode and group of benchmarks: the groups share out the cost. They are prepared
+# by group too, so that a benchmark more or less is nothing to the jobs of the other groups.
 for _index, _group in enumerate(GRID.benchmark_groups(), start=1):
+
+    rule:
+        name:
+            f"prepare_benchmarks_{_index}"
+        input:
+            GRID.benchmark_sources(_group),
+        output:
+            GRID.benchmark_files(_group),
+        log:
+            f"{LOGS}/prepare_benchmarks_{_index}.log",
+        priority: 90
+        conda:
+            "../../envs/evaluate.yaml"
+        threads: 1
+        resources:
+            mem_mb=RESOURCES["cpu"]["mem_mb"],
+            runtime=RESOURCES["cpu"]["runtime"],
+        params:
+            source=CONFIG["evaluation"]["source"],
+            datasets=GRID.datasets(_group),
+        message:
+            "Benchmarks: check their files and unpack their images once"
+        script:
+            "../scripts/prepare_benchmarks.py"
 
     rule:
         name:
             f"evaluate_{_index}"
         input:
             checkpoint=lambda w: GRID.checkpoint(w.model, w.variant),
-            benchmarks=[
-                GRID.path("benchmarks", f"{dataset}.json")
-                for dataset in GRID.datasets(_group)
-            ],
+            benchmarks=GRID.benchmark_files(_group),
         output:
             [
                 GRID.path(
@@ -56,7 +55,12 @@ for _index, _group in enumerate(GRID.benchmark_groups(), start=1):
             runtime=RESOURCES["evaluate"]["runtime"],
         params:
             # The script reads all settings: what only changes the time is no reason to run again.
-            settings=deciding(CONFIG["evaluation"]),
+            settings={
+                k: v
+                for k, v in deciding(CONFIG["evaluation"]).items()
+                if k not in ("benchmarks", "modes")
+            },
+            new_tokens=lambda w: CONFIG["evaluation"]["modes"][w.mode],
             dtype=lambda w: CONFIG["models"][w.model]["dtype"],
             benchmarks=_group,
             seed=SEED,

@@ -21,8 +21,8 @@ rule example_sheet:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         samples=CONFIG["reporting"]["examples"],
         label=lambda w: CONFIG["models"][w.model]["label"],

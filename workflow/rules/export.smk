@@ -18,8 +18,8 @@ rule contact_sheet:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         seed=SEED,
         # Samples of real data are none, whatever model they are for.

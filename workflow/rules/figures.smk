@@ -23,8 +23,8 @@ rule figure_plan:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         label=lambda w: CONFIG["models"][w.model]["label"],
         standin=STANDIN,
@@ -57,8 +57,8 @@ rule figure_finetuning:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         label=CONFIG["models"][GRID.primary]["label"],
         standin=STANDIN,
@@ -91,8 +91,8 @@ rule figure_similarity:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         labels=[CONFIG["models"][m]["label"] for m in GRID.scored_models()],
         standin=STANDIN,
@@ -136,8 +136,8 @@ rule figures_ttft:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         models=CONFIG["models"],
         method=CONFIG["experiments"]["method"],
@@ -173,8 +173,8 @@ rule figure_ttft_accuracy:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         model=GRID.primary,
         label=CONFIG["models"][GRID.primary]["label"],
@@ -209,8 +209,8 @@ rule figure_training:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         label=lambda w: CONFIG["models"][w.model]["label"],
         standin=STANDIN,
@@ -243,8 +243,8 @@ rule figure_training_overview:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         runs=[(CONFIG["models"][m]["label"], v) for m, v in GRID.tuned_wanted()],
         standin=STANDIN,

@@ -41,17 +41,16 @@ rule prune:
     log:
         f"{LOGS}/{{model}}/prune/{{plan}}.log",
     wildcard_constraints:
-        plan="[a-z0-9_]+-[0-9]+(-s[0-9]+)?",
+        plan=f"{METHOD}-[0-9]+(-s[0-9]+)?",
     priority: 40
     conda:
         "../../envs/model.yaml"
-    threads: RESOURCES["score"]["threads"]
+    threads: 1
     resources:
-        gpu=RESOURCES["score"]["gpu"],
+        # The weights are copied in main memory: as much of it as where a model is run, no GPU.
         mem_mb=RESOURCES["score"]["mem_mb"],
         runtime=RESOURCES["score"]["runtime"],
     params:
-        dtype=lambda w: CONFIG["models"][w.model]["dtype"],
         seed=lambda w: GRID.seed(w.plan),
     message:
         "Prune {wildcards.model} by plan {wildcards.plan}, no tuning"

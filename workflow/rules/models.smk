@@ -2,13 +2,17 @@
 
 
 rule base_model:
+    input:
+        lambda w: GRID.base_inputs(w.model),
     output:
         directory(GRID.path("{model}", "base")),
     log:
         f"{LOGS}/{{model}}/base_model.log",
     wildcard_constraints:
-        model="|".join(k for k, m in CONFIG["models"].items() if m["source"] != "demo")
-        or "none",
+        model="|".join(
+            re.escape(k) for k, m in CONFIG["models"].items() if m["source"] != "demo"
+        )
+        or "(?!)",
     priority: 100
     conda:
         "../../envs/model.yaml"

@@ -11,11 +11,11 @@ rule plan:
         f"{LOGS}/{{model}}/plan/{{plan}}.log",
     priority: 50
     conda:
-        "../../envs/data.yaml"
+        "../../envs/model.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         settings=CONFIG["plan"],
         seed=lambda w: GRID.seed(w.plan),

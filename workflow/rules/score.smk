@@ -46,8 +46,8 @@ rule merge_windows:
         "../../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         parts=GRID.path("{model}", "scores", "parts"),
         seed=SEED,
@@ -70,11 +70,11 @@ rule import_windows:
         model=GRID.model_pattern(imported=True),
     priority: 50
     conda:
-        "../../envs/data.yaml"
+        "../../envs/model.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     message:
         "Scores {wildcards.model}: imported from the released code's layout"
     script:
@@ -92,8 +92,8 @@ rule export_windows:
         "../../envs/data.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     message:
         "Scores {wildcards.model}: written in the released code's layout"
     script:

@@ -21,8 +21,8 @@ rule table:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         models=CONFIG["models"],
         experiments=CONFIG["experiments"],
@@ -57,8 +57,8 @@ rule significance:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         tables=GRID.significance_tables(),
         models=CONFIG["models"],
@@ -87,8 +87,8 @@ rule audit:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         code=CODE["reporting"],
     message:

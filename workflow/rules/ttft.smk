@@ -1,7 +1,10 @@
 # Time to first token: dense and its variants in turns. Each job lists its own files, since a group
 # of variants shares one loading of the dense model.
+from itertools import product
 
-for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
+for _index, ((_model, _variants), _group) in enumerate(
+    product(GRID.ttft_groups(), GRID.benchmark_groups())
+):
 
     rule:
         name:
@@ -9,14 +12,15 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
         input:
             dense=GRID.checkpoint(_model, "dense"),
             variants=[GRID.checkpoint(_model, v) for v in _variants],
-            benchmarks=GRID.benchmark_files(),
+            benchmarks=GRID.benchmark_files(_group),
         output:
-            GRID.ttft_files([(_model, v) for v in _variants]),
+            GRID.ttft_files([(_model, v) for v in _variants], _group),
         log:
             f"{LOGS}/{_model}/ttft/{_index}.log",
         conda:
             "../../envs/evaluate.yaml"
-        threads: RESOURCES["ttft"]["threads"]
+        # On a workstation more than it has: Snakemake cuts it to all, and nothing disturbs the clock.
+        threads: lambda w: 1024 if workflow.local_exec else RESOURCES["ttft"]["threads"]
         resources:
             gpu=RESOURCES["ttft"]["gpu"],
             mem_mb=RESOURCES["ttft"]["mem_mb"],
@@ -24,13 +28,15 @@ for _index, (_model, _variants) in enumerate(GRID.ttft_groups()):
         params:
             model=_model,
             variants=_variants,
-            settings=CONFIG["ttft"],
+            settings={
+                k: v for k, v in CONFIG["ttft"].items() if k != "variants_per_job"
+            },
             evaluation={
                 k: CONFIG["evaluation"][k]
                 for k in ("prompt", "min_pixels", "max_pixels", "pixels")
             },
             dtype=CONFIG["models"][_model]["dtype"],
-            benchmarks=BENCHMARKS,
+            benchmarks=_group,
             seed=SEED,
         message:
             "TTFT: dense and pruned in turns"
@@ -57,8 +63,8 @@ rule table_ttft:
         "../../envs/report.yaml"
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=RESOURCES["cpu"]["mem_mb"],
+        runtime=RESOURCES["cpu"]["runtime"],
     params:
         models=CONFIG["models"],
         intervals=CONFIG["reporting"]["intervals"],

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from interlace.logs import script_log
 
-with script_log(snakemake.log[0], snakemake.threads, snakemake.resources.gpu):
+with script_log(snakemake.log[0], snakemake.threads):
     from interlace.training.run import finetune
 
     finetune(

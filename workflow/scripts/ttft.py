@@ -15,4 +15,5 @@ with script_log(snakemake.log[0], 1, snakemake.resources.gpu):
         snakemake.params.evaluation | snakemake.params.settings | {"dtype": snakemake.params.dtype},
         model=snakemake.params.model,
         seed=snakemake.params.seed,
+        memory_mb=snakemake.resources.mem_mb,
     )

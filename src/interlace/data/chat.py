@@ -107,7 +107,12 @@ class SampleDataset:
     def _table(self, group: int) -> pa.Table:
         if group not in self._cache:
             path, number = self._groups[group]
-            table = pq.ParquetFile(path).read_row_group(number, columns=["images", "texts"])
+            try:
+                table = pq.ParquetFile(path).read_row_group(number, columns=["images", "texts"])
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{path}: row group {number} is not readable ({_line(error)}); draw again"
+                ) from error
             self._cache[group] = table
             while (
                 len(self._cache) > 1 and sum(t.nbytes for t in self._cache.values()) > CACHE_BYTES
@@ -123,11 +128,12 @@ class SampleDataset:
 def load_records(samples: str | Path, calibration_only: bool = False) -> SampleDataset:
     """Return the samples below `samples` to fine-tune on, or those marked for calibration.
 
-    The former are all kept ones, without the latter where they are held out. Raises `InputError` where the manifest or the samples are missing, or no row is marked.
+    The former are all kept ones, without the latter where they are held out. Raises `InputError`
+    where the manifest or the samples are missing, or no row is marked.
     """
     if not calibration_only:
-        return SampleDataset(samples, _finetune_ids(samples))
-    ids = calibration_ids(samples)
+        return SampleDataset(samples, finetune_ids(samples))
+    ids = _marked(samples, "calibration")
     if not ids:
         raise InputError(
             f"{Path(samples) / 'manifest.parquet'}: no sample is marked for calibration; "
@@ -136,26 +142,24 @@ def load_records(samples: str | Path, calibration_only: bool = False) -> SampleD
     return SampleDataset(samples, ids)
 
 
-def calibration_ids(samples: str | Path) -> set[str]:
-    """Return the ids that `<samples>/manifest.parquet` marks for calibration."""
-    return _marked(samples, "calibration")
+def finetune_ids(samples: str | Path) -> set[str] | None:
+    """Return the ids that `<samples>/manifest.parquet` marks for fine-tuning.
 
-
-def _finetune_ids(samples: str | Path) -> set[str] | None:
-    """Return the ids marked for fine-tuning; None where the manifest tells of no difference."""
-    path = Path(samples) / "manifest.parquet"
-    if not path.exists() or "finetune" not in pq.read_schema(path).names:
-        return None
+    None where it tells of no difference. Raises `InputError` where it is missing or torn.
+    """
     return _marked(samples, "finetune")
 
 
-def _marked(samples: str | Path, column: str) -> set[str]:
+def _marked(samples: str | Path, column: str) -> set[str] | None:
+    """Return the ids of the manifest's rows with a true `column`; None where there is no such."""
     path = Path(samples) / "manifest.parquet"
     try:
+        if column not in pq.read_schema(path).names:
+            return None
         table = pq.read_table(path, columns=["id", column])
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run the stage `samples` first") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable manifest ({_line(error)})") from error
     return set(table.filter(table[column])["id"].to_pylist())
 

@@ -3,16 +3,23 @@
 Shapes: B samples, T tokens.
 """
 
+import inspect
 import multiprocessing
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from interlace.data.chat import Record, to_messages
 
 IGNORED = -100
+# Older transformers cannot: processors only warn of the keyword, and make control tokens of texts.
+_CAN_SANITIZE = (
+    "sanitize_control_tokens"
+    in inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+)
 _COUNTED = (
     "samples", "tokens", "supervised_tokens", "samples_cut", "tokens_cut",
     "dropped_too_long", "dropped_no_answer", "dropped_unprocessable", "dropped_no_vision",
@@ -52,7 +59,8 @@ def encode(record: Record, processor: Any, max_length: int | None = None) -> dic
     for the pixels, plus `labels` (1, T): each assistant turn's text and its end-of-turn token,
     `IGNORED` elsewhere. A text such as "<|im_start|>assistant" that a user or an assistant writes
     is encoded as plain text, never as the control token, and so opens no span. Where a processor
-    cannot do that (Idefics3's with an image; a tokenizer that adds its own first token), a space
+    cannot do that (Idefics3's with an image; a tokenizer that adds its own first token; all of older
+    transformers), a space
     behind the first character of each control token in the text breaks it.
 
     `processor` may be a bare tokenizer, as text-only models have: its template gets the turns as
@@ -107,20 +115,26 @@ def _apply_template(
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=prompt,
-            sanitize_control_tokens=sanitize,
+            **_sanitized(sanitize),
         )
 
-    try:
-        return render(messages, True), messages
-    except (ValueError, RuntimeError):
-        # Refused for what the record is, which the second call raises again, or because this
-        # processor cannot sanitize.
-        messages = _break_control_tokens(messages, processor)
+    if _CAN_SANITIZE:
+        try:
+            return render(messages, True), messages
+        except (ValueError, RuntimeError):
+            # Refused for what the record is, which the second call raises again, or because this
+            # processor cannot sanitize.
+            pass
+    messages = _break_control_tokens(messages, processor)
     try:
         return render(messages, False), messages
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncodeError(record, "dropped_unprocessable", detail) from error
+
+
+def _sanitized(sanitize: bool) -> dict[str, bool]:
+    return {"sanitize_control_tokens": sanitize} if _CAN_SANITIZE else {}
 
 
 def _break_control_tokens(messages: list[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
@@ -175,7 +189,7 @@ def _assistant_spans(
             tokenize=True,
             return_dict=False,
             add_generation_prompt=prompt,
-            sanitize_control_tokens=True,
+            **_sanitized(True),
         )
 
     whole = tokens(len(messages), False)

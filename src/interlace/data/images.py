@@ -73,7 +73,7 @@ def _opened(data: bytes | None) -> Iterator[Image.Image]:
     try:
         with _PILLOW, Image.open(io.BytesIO(data), formats=FORMATS) as image:
             yield image
-    except ImageDecodeError:
+    except (ImageDecodeError, MemoryError):  # the latter says nothing about the image
         raise
     except Image.DecompressionBombError as error:
         raise ImageDecodeError("too_many_pixels", str(error)) from error

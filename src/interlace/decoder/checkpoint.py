@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from interlace.decoder.card import model_card
+from interlace.card import model_card
 from interlace.decoder.layers import num_layers
 from interlace.decoder.load import auto_class, load_model
 from interlace.io import atomic_path, folder_digest, write_json, write_text
@@ -66,15 +66,16 @@ def save_checkpoint(
     files: Mapping[str, str] | None = None,
     probe: Probe | None = None,
     copy_files: Mapping[str, Path] | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Write safetensors, config, processor, model card and interlace.json to the folder `out`.
 
     `info` is the body of interlace.json; `loads_with` (the stock class), `num_layers` and `digest`
-    (of the weights) are added.
-    `state_dict` holds the weights where `model` itself does not (partitioned by ZeRO-3), and
-    `probe` then must hold its logits. `files` are further texts, `copy_files` copies of files, by name in
-    the checkpoint. The folder is reloaded
-    and compared with the probe before it gets its name; RuntimeError if it differs.
+    (of the weights) are added. `state_dict` holds the weights where `model` itself does not
+    (partitioned by ZeRO-3), and `probe` then must hold its logits. `files` are further texts,
+    `copy_files` copies of files, by name in the checkpoint. The folder is reloaded and compared
+    with the probe before it gets its name, on `device` (None: the model's); RuntimeError if it
+    differs.
     """
     out = Path(out)
     if probe is None:
@@ -86,7 +87,7 @@ def save_checkpoint(
         processor.save_pretrained(partial)
         for file in partial.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes 0600, which a colleague on a cluster can't read
-        verify_checkpoint(partial, probe, dtype=model.dtype, device=model.device)
+        verify_checkpoint(partial, probe, dtype=model.dtype, device=device or model.device)
         info = {
             **info,
             "loads_with": auto_class(model.config).__name__,
@@ -130,9 +131,6 @@ def verify_checkpoint(
 def _logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     was_training = model.training
     model.eval()
-    # Precomputed positions of an earlier batch must not leak into this one.
-    if hasattr(model.base_model, "rope_deltas"):
-        model.base_model.rope_deltas = None
     with torch.no_grad():
         moved = {key: value.to(model.device) for key, value in batch.items()}
         logits = model(**moved, use_cache=False).logits

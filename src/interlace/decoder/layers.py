@@ -1,7 +1,7 @@
 """Where each family of models keeps its decoder layers, and what flows in and out of them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interlace.errors import InputError
 from interlace.io import read_json
@@ -41,21 +41,20 @@ def check_family(config: "PreTrainedConfig", source: object = "model") -> None:
         )
 
 
-def decoder_stack(model: "PreTrainedModel") -> tuple["torch.nn.Module", str]:
-    """Return the module that holds the decoder's ModuleList and the attribute's name there.
+def decoder_stack(model: "PreTrainedModel") -> "torch.nn.Module":
+    """Return the module that holds the decoder's layers, a ModuleList, as `layers`.
 
     Raises InputError for a family that `check_family` does not know.
     """
     check_family(model.config)
     stack = model.get_decoder()
     assert len(stack.layers) > 0, type(stack)
-    return stack, "layers"
+    return stack
 
 
 def decoder_layers(model: "PreTrainedModel") -> "torch.nn.ModuleList":
     """Return the language decoder's layers, first to last; InputError for an unknown family."""
-    holder, name = decoder_stack(model)
-    return getattr(holder, name)
+    return decoder_stack(model).layers
 
 
 def text_config(config: "PreTrainedConfig") -> "PreTrainedConfig":
@@ -125,51 +124,3 @@ def image_token_id(config: "PreTrainedConfig") -> int | None:
         if value is not None:
             return int(value)
     return None
-
-
-class BoundaryRecorder:
-    """Collect each decoder layer's input a_l and raw output b_l while in the `with` block.
-
-    `inputs[l]` and `outputs[l]` are (B, T, D) tensors of the latest forward pass, as the layers see
-    them: a_{l+1} differs from b_l where DeepStack adds visual features between two layers, and the
-    last b is before the final norm. `output_hidden_states` of transformers shows neither reliably
-    (its meaning changed between 4.57 and 5). Run `model.model(**batch)` to save the logits.
-    """
-
-    def __init__(self, model: "PreTrainedModel"):
-        self._layers = decoder_layers(model)
-        self._handles: list[Any] = []
-        self.clear()
-
-    def clear(self) -> None:
-        """Let go of the recorded tensors."""
-        self.inputs: list[torch.Tensor | None] = [None] * len(self._layers)
-        self.outputs: list[torch.Tensor | None] = [None] * len(self._layers)
-
-    def __enter__(self) -> "BoundaryRecorder":
-        for index, layer in enumerate(self._layers):
-            self._handles += [
-                layer.register_forward_pre_hook(self._input_hook(index), with_kwargs=True),
-                layer.register_forward_hook(self._output_hook(index)),
-            ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _input_hook(self, index: int):
-        def hook(_module: Any, args: tuple, kwargs: dict) -> None:
-            self.inputs[index] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    def _output_hook(self, index: int):
-        def hook(_module: Any, _args: tuple, output: Any) -> None:
-            self.outputs[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-
-hidden_boundaries = BoundaryRecorder

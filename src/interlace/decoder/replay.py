@@ -19,7 +19,7 @@ class DecoderCall:
     """
 
     def __init__(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]):
-        self._stack, self._name = decoder_stack(model)
+        self._stack = decoder_stack(model)
         self._layers = decoder_layers(model)
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
         self.real_BT = inputs["attention_mask"].bool()
@@ -97,13 +97,13 @@ class DecoderCall:
         """
         config = self._stack.config
         kinds = getattr(config, "layer_types", None)
-        setattr(self._stack, self._name, torch.nn.ModuleList(modules))
+        self._stack.layers = torch.nn.ModuleList(modules)
         if kinds is not None:
             config.layer_types = [kinds[index] for index in indices]
         try:
             yield
         finally:
-            setattr(self._stack, self._name, self._layers)
+            self._stack.layers = self._layers
             if kinds is not None:
                 config.layer_types = kinds
 

@@ -33,14 +33,14 @@ def drop_layers(model: PreTrainedModel, drop: Sequence[int]) -> None:
     if not kept:
         raise InputError(f"dropping all {depth} decoder layers leaves no model")
 
-    holder, name = decoder_stack(model)
+    holder = decoder_stack(model)
     # The top config, the decoder's own and the layers' usually share one object, but need not.
     holders = [model, holder, *layers.modules()]
     configs = [text_config(module.config) for module in holders if hasattr(module, "config")]
     configs = list({id(config): config for config in configs}.values())
     entries = [_entries(config, kept) for config in configs]  # all are known before any changes
 
-    setattr(holder, name, torch.nn.ModuleList(layers[index] for index in kept))
+    holder.layers = torch.nn.ModuleList(layers[index] for index in kept)
     for position, layer in enumerate(decoder_layers(model)):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):

@@ -1,6 +1,5 @@
 """The shipped base models, and how they become plain Hugging Face checkpoints."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,3 @@ def write_base_model(name: str, out: Path) -> None:
                 head="a tied" if config["tie_word_embeddings"] else "an untied",
             ),
         )
-
-
-def recipe_of(name: str) -> dict:
-    """The recipe.json shipped with a model."""
-    return json.loads((WEIGHTS / name / "recipe.json").read_text(encoding="utf-8"))

@@ -3,10 +3,8 @@
 Loads without torch or vlmeval. Names and order are the paper's; datasets are VLMEvalKit's.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from interlace.errors import InputError
@@ -187,39 +185,9 @@ def asks_grader(benchmark: Benchmark, extract: bool) -> bool:
     return benchmark.needs_grader or (extract and benchmark.exact_matching)
 
 
-def check_graders(benchmarks: Sequence[str], grader: dict[str, Any] | None) -> None:
-    """Raise InputError if a benchmark needs a grading model and `grader` does not describe one.
-
-    `grader` is the config's `evaluation.grader`. Kind `demo` is complete without an address, which
-    the demo fills in when its server runs; an address on this machine needs no key.
-    """
-    grader = grader or {"kind": "none"}
-    extract = bool(grader.get("extract"))
-    asked = [name for name in benchmarks if asks_grader(get_benchmark(name), extract)]
-    if not asked:
-        return
-    kind, names = grader.get("kind"), ", ".join(asked)
-    if kind == "demo":
-        return
-    if kind != "openai":
-        raise InputError(
-            f"evaluation.grader.kind: {names} needs a grader and it is '{kind}'; set it to 'openai' "
-            f"with base_url and model, or leave {names} out of evaluation.benchmarks"
-        )
-    for key in ("base_url", "model"):
-        if not grader.get(key):
-            raise InputError(f"evaluation.grader.{key}: {names} needs it and it is empty; set it")
-    if not is_loopback(grader["base_url"]):
-        from interlace.evaluation.grader_client import shown_name
-
-        variable = grader.get("key_env") or ""
-        if not os.environ.get(variable):
-            raise InputError(
-                f"evaluation.grader.key_env: {shown_name(variable)}, is not set; {names} needs the "
-                f"key of {grader['base_url']} there"
-            )
-
-
 def is_loopback(base_url: str) -> bool:
-    """Return whether an address is this machine's own."""
-    return urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
+    """Return whether an address is this machine's own; one that is no address is not."""
+    try:
+        return urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
+    except ValueError:
+        return False

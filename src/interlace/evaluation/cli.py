@@ -9,7 +9,6 @@ that a TSV that is not the official one is not to be overwritten by a download. 
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from interlace.io import read_json, write_json
 
 # What VLMEvalKit calls the model: its files are WORK_DIR/local/local_<dataset>*.
 MODEL, CLASS = "local", "LocalQwen3VL"
-# They make run.py open a process group or one process per GPU, or send requests elsewhere.
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "FWD_API", "EVAL_PROXY")
 
 
 def run_vlmevalkit(
@@ -86,9 +83,7 @@ def run_vlmevalkit(
     arguments = ["--config", str(work_dir / "config.json"), "--work-dir", str(work_dir)]
     log, before = logging.getLogger("vlmeval"), sys.argv
     handlers, level = list(log.handlers), log.level
-    with kit.kit_environment(data_root):
-        for name in _VARIABLES:
-            os.environ.pop(name, None)
+    with kit.kit_environment(data_root), kit.circular_table_in(work_dir):
         for benchmark in chosen:
             kit.accept_local_tsv(benchmark.dataset)
         from vlmeval import run
@@ -114,23 +109,10 @@ def prediction_file(work_dir: Path, benchmark: str) -> Path:
 
 def _local_model(checkpoint: str, max_new_tokens: int, settings: dict[str, Any]) -> Any:
     """What run.py builds from the config: it passes on what it reads there."""
-    from interlace.decoder.load import default_device, load_model, load_processor
-    from interlace.evaluation.model import LocalQwen3VL
+    from interlace.evaluation.engine import Engine
 
-    get = settings.get
-    return LocalQwen3VL(
-        load_model(
-            Path(checkpoint),
-            get("dtype", "float32"),
-            default_device(settings),
-            get("attention", "sdpa"),
-        ),
-        load_processor(Path(checkpoint)),
-        max_new_tokens=max_new_tokens,
-        custom_prompt=get("prompt", "dataset") == "custom",
-        min_pixels=get("min_pixels"),
-        max_pixels=get("max_pixels"),
-    )
+    settings = {**settings, "modes": {CLASS: max_new_tokens}}
+    return Engine(Path(checkpoint), settings, CLASS, seed=0).kit_model(None)
 
 
 def _class(benchmark: Benchmark) -> str:

@@ -65,10 +65,23 @@ class Engine:
         """The checkpoint's processor."""
         return load_processor(self.checkpoint)
 
-    def kit_model(self, benchmark: Benchmark, with_weights: bool = True) -> LocalQwen3VL:
-        """Return VLMEvalKit's model for a benchmark; without weights it only makes prompts."""
+    @functools.cached_property
+    def room(self) -> Room:
+        """What a batch may hold: less for the next benchmark too, once memory has run out."""
+        get = self.settings.get
+        return Room(
+            int(get("batch_size") or BATCH_SIZE),
+            int(get("batch_tokens") or BATCH_TOKENS),
+            int(self.settings["modes"][self.mode]),
+        )
+
+    def kit_model(self, benchmark: str | None, with_weights: bool = True) -> LocalQwen3VL:
+        """Return VLMEvalKit's model for a benchmark; without weights it only makes prompts.
+
+        None: for any, with the limits on image sizes that are no benchmark's own.
+        """
         made_with = generation(self.settings, self.mode, benchmark)
-        low, high = pixel_limits(self.settings, benchmark.name)
+        low, high = pixel_limits(self.settings, benchmark)
         return LocalQwen3VL(
             self.model if with_weights else None,
             self.processor if with_weights else None,
@@ -87,16 +100,10 @@ class Engine:
 
         Prompts are best given as `ordered` puts them.
         """
-        kit_model = self.kit_model(benchmark)
+        kit_model, room = self.kit_model(benchmark.name), self.room
         # Rows are prepared by another thread, and a fast tokenizer serves one thread at a time.
         tokenizer = copy.deepcopy(self.processor.tokenizer)
         decoding = decoding_of(self.model, kit_model.generate_kwargs, tokenizer.pad_token_id)
-        get = self.settings.get
-        room = Room(
-            int(get("batch_size") or BATCH_SIZE),
-            int(get("batch_tokens") or BATCH_TOKENS),
-            decoding.max_new_tokens,
-        )
 
         def row(prompt: Prompt) -> Row:
             names = benchmark.dataset, prompt.index
@@ -112,7 +119,8 @@ class Engine:
         last = first = time.perf_counter()
         # While a GPU generates, the next batch is prepared. The CPU's cores are at work themselves.
         ahead = room.tokens if self.model.device.type == "cuda" else 0
-        with contextlib.closing(generate(self.model, rows, decoding, room, ahead)) as finished:
+        running = generate(self.model, rows, decoding, room, benchmark.name, ahead)
+        with contextlib.closing(running) as finished:
             try:
                 for row in finished:
                     text = tokenizer.decode(

@@ -21,8 +21,10 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from interlace.errors import InputError
 from interlace.evaluation.batches import Inputs, Room, Row, batches, collate, prepared
 from interlace.evaluation.state import BatchState
+from interlace.memory import is_out_of_memory
 
 # A batch is parked when no more than this share of its rows is left, others wait, and it has run
 # for some steps: to start again costs a prefill of every row.
@@ -118,13 +120,18 @@ def loop_refusal(model: Any) -> str | None:
 
 
 def generate(
-    model: Any, rows: Iterable[Row], decoding: Decoding, room: Room, ahead: int = 0
+    model: Any,
+    rows: Iterable[Row],
+    decoding: Decoding,
+    room: Room,
+    benchmark: str,
+    ahead: int = 0,
 ) -> Iterator[Row]:
     """Yield every row when it is finished, or cut at max_new_tokens, with its tokens.
 
     Rows are best given longest first. Up to `ahead` tokens of them are prepared by a thread while
-    the device generates (`prepared`).
-    Running out of a GPU's memory parks the batch and halves `room`; with a single row it raises.
+    the device generates (`prepared`). Running out of memory parks the batch and halves `room`; of a
+    row that was alone in its batch it is an InputError that names `benchmark` and row.
     """
     refusal = loop_refusal(model)
     if refusal:
@@ -147,9 +154,11 @@ def generate(
                 for row in running:
                     pending.remove(row)
                     yield row
-            except torch.OutOfMemoryError:
-                if len(pending) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
+                if len(batch) == 1:
+                    raise InputError(_too_long(benchmark, pending[0])) from error
                 is_short = True
             parked += pending
             if is_short:  # not in the handler: there the failed step still holds its tensors
@@ -157,11 +166,19 @@ def generate(
                 room.tokens = min(room.tokens, len(pending) * width) // 2
                 torch.cuda.empty_cache()
                 print(
-                    f"out of GPU memory with {len(pending)} rows of up to {width} tokens; "
+                    f"out of memory with {len(pending)} rows of up to {width} tokens; "
                     f"batches of {room.tokens} tokens from here",
                     flush=True,
                 )
         waiting = sorted(parked, key=lambda row: row.length + len(row.tokens), reverse=True)
+
+
+def _too_long(benchmark: str, row: Row) -> str:
+    return (
+        f"{benchmark}: index {row.index}: out of memory with this row alone, {row.length} tokens of "
+        f"prompt and {len(row.tokens)} of answer; set or lower evaluation.max_pixels, or "
+        f"evaluation.pixels.{benchmark}.max_pixels, for all variants"
+    )
 
 
 def _generate(

@@ -58,37 +58,64 @@ class Grader:
         return Client(self.base_url, self.key, self.key_env, self.timeout_s, self.retries)
 
 
+def check_grader(settings: dict[str, Any] | None, benchmarks: Sequence[str]) -> list[str]:
+    """Return which of `benchmarks` the grader of the config's `evaluation.grader` reads.
+
+    Raises InputError for settings that cannot work, whatever the network and the environment hold.
+    Kind `demo` is complete without address and model, which the demo gives when its server runs.
+    """
+    settings = settings or {}
+    kind, extract = settings.get("kind"), bool(settings.get("extract"))
+    asked = [name for name in benchmarks if asks_grader(get_benchmark(name), extract)]
+    if asked and kind not in KINDS:
+        graded = ", ".join(name for name in asked if get_benchmark(name).needs_grader)
+        if not graded:
+            raise InputError(
+                f"evaluation.grader.extract: there is no grader to extract answers (kind '{kind}'); "
+                "set kind to openai with base_url and model"
+            )
+        raise InputError(
+            f"evaluation.grader.kind: {graded} needs a grader and it is '{kind}'; set it to openai "
+            f"with base_url and model, or leave {graded} out of evaluation.benchmarks"
+        )
+    for key in ("base_url", "model"):
+        if kind == "openai" and not settings.get(key):
+            raise InputError(
+                f"evaluation.grader.{key}: empty, and kind openai needs base_url and model; set it"
+            )
+    if settings.get("base_url"):
+        _check_address(settings["base_url"])
+    if settings.get("budget") is not None and settings.get("price") is None:
+        raise InputError(
+            "evaluation.grader.price: budget needs it; give the price of a million tokens read and "
+            "written"
+        )
+    return asked
+
+
 def connect(settings: dict[str, Any] | None, benchmarks: Sequence[str]) -> Grader | None:
     """Return the grader that the config's `evaluation.grader` describes, after asking it for a sign.
 
-    None where none of `benchmarks` needs one. Without a `model` the first one that the server lists
-    is taken. InputError for settings that cannot work, and if nobody answers or the key is refused.
+    None where none of `benchmarks` needs one. InputError for settings that cannot work, and if
+    nobody answers or the key is missing or refused.
     """
-    settings = settings or {}
-    extract = bool(settings.get("extract"))
-    asked = [name for name in benchmarks if asks_grader(get_benchmark(name), extract)]
-    if not asked:
+    if not check_grader(settings, benchmarks):
         return None
-    kind = settings.get("kind")
-    if kind not in KINDS:
+    if not (settings.get("base_url") and settings.get("model")):
         raise InputError(
-            f"evaluation.grader.kind: {', '.join(asked)} need a grader and it is '{kind}'; set it to "
-            "'openai' with base_url and model, or leave out these benchmarks and extract"
+            "evaluation.grader.base_url: empty; start a grader and give its address and model"
         )
-    base_url = _checked_address(settings.get("base_url"))
-    price, budget = settings.get("price"), settings.get("budget")
-    if budget is not None and price is None:
-        raise InputError("evaluation.grader.budget: needs evaluation.grader.price; set it as well")
-    key_env = settings.get("key_env") or ""
+    base_url, key_env = settings["base_url"].rstrip("/"), settings.get("key_env") or ""
+    price = settings.get("price")
     client = Client(
         base_url,
-        _key(base_url, key_env),
+        key_of(settings),
         key_env,
         min(int(settings.get("timeout_s") or 120), _CHECK_S),
         min(_retries(settings), _CHECK_RETRIES),
     )
     try:
-        served = client.models()
+        client.models()
     except CallFailed as failed:
         if failed.everywhere:
             raise InputError(f"evaluation.grader: {base_url}: {failed.reason}") from None
@@ -96,23 +123,18 @@ def connect(settings: dict[str, Any] | None, benchmarks: Sequence[str]) -> Grade
             f"evaluation.grader.base_url: {base_url} does not answer ({failed.reason}); start the "
             "grader"
         ) from None
-    model = settings.get("model") or (served[0] if served else None)
-    if not model:
-        raise InputError(
-            f"evaluation.grader.model: empty, and {base_url}/models lists none; set it"
-        )
     return Grader(
         base_url,
-        model,
+        settings["model"],
         client.key,
-        kind=kind,
+        kind=settings["kind"],
         key_env=key_env,
-        extract=extract,
+        extract=bool(settings.get("extract")),
         timeout_s=int(settings.get("timeout_s") or 120),
         retries=_retries(settings),
         parallel=int(settings.get("parallel") or 4),
         price=None if price is None else (float(price[0]), float(price[1])),
-        budget=budget,
+        budget=settings.get("budget"),
     )
 
 
@@ -121,10 +143,7 @@ def _retries(settings: dict[str, Any]) -> int:
     return 5 if retries is None else int(retries)
 
 
-def _checked_address(base_url: str | None) -> str:
-    base_url = (base_url or "").rstrip("/")
-    if not base_url:
-        raise InputError("evaluation.grader.base_url: empty; start a grader and give its address")
+def _check_address(base_url: str) -> None:
     if any(sign in base_url for sign in "@?#"):
         raise InputError(
             "evaluation.grader.base_url: holds a name, a password or a query, which would end up in "
@@ -140,10 +159,15 @@ def _checked_address(base_url: str | None) -> str:
             f"evaluation.grader.base_url: '{base_url}' is no address; it has to look like "
             "https://host/v1"
         )
-    return base_url
 
 
-def _key(base_url: str, key_env: str) -> str:
+def key_of(settings: dict[str, Any]) -> str:
+    """Return the key of a grader that has an address, out of the variable that `key_env` names.
+
+    A stand-in for one on this machine without a key. InputError where another has none, or its key
+    is none.
+    """
+    base_url, key_env = settings["base_url"], settings.get("key_env") or ""
     if not re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*)?", key_env):
         raise InputError(
             "evaluation.grader.key_env: is not the name of an environment variable (its value is "
@@ -158,7 +182,7 @@ def _key(base_url: str, key_env: str) -> str:
     if not key and not is_loopback(base_url):
         raise InputError(
             f"evaluation.grader.key_env: {shown_name(key_env)}, is not set; {base_url} needs its "
-            "key there"
+            "key there: export it"
         )
     return key or "sk-loopback"
 

@@ -109,14 +109,6 @@ def bootstrap_interval(outcomes: pd.DataFrame, seed: int, benchmark: str) -> lis
     return [0.0, 0.0] if np.isnan(scores).all() else interval(scores)
 
 
-def same_questions(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Return whether two variants' outcomes are of the same questions, row for row in any order.
-
-    Only then are their `resampled_scores` paired.
-    """
-    return sorted(map(str, a["question"])) == sorted(map(str, b["question"]))
-
-
 def defined_share(values: np.ndarray) -> float:
     """Return the share (0-1) of resampled values that are finite."""
     return float(np.isfinite(values).mean())

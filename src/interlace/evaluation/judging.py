@@ -127,7 +127,7 @@ def _with_kit_columns(data: pd.DataFrame) -> pd.DataFrame:
     return data.rename(columns={name: name if name in upper else name.lower() for name in data})
 
 
-def grade_of(raw: Any, components: int | None = None, component_type: Any = None) -> float | None:
+def grade_of(raw: Any, components: int, component_type: Any) -> float | None:
     """Return the total (0-1) that vlmeval reads out of a grader's reply, None if it cannot.
 
     `components`: how many scores have to come before the total.
@@ -135,7 +135,7 @@ def grade_of(raw: Any, components: int | None = None, component_type: Any = None
     total = total_grade(raw, component_type)
     scores = str(raw).split(".")[0].count(",")
     good = total is not None and 0 <= total <= 1 and "total score" in str(raw)
-    return total if good and components in (None, scores) else None
+    return total if good and components == scores else None
 
 
 def option_of(row: Any, reply: str) -> str | None:

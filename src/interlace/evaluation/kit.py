@@ -10,7 +10,6 @@ import logging
 import os
 import ssl
 import types
-import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,20 @@ from typing import Any
 import pandas as pd
 
 from interlace.evaluation.benchmarks import Benchmark
+from interlace.io import digest, file_digest
 
-# Read by vlmeval, and able to change a score or an address behind our back.
+# Read by vlmeval, and able to change a score, what the grader sees or an address behind our back;
+# ranks make it answer a share of the rows only, and open a process group.
 _VARIABLES = (
     *("EVAL_FORMAT", "SKIP_ERR", "SPLIT_THINK", "PRINT_VANILLA", "FORCE_LOCAL"),
     *("LOCAL_LLM", "OPENAI_API_KEY", "OPENAI_API_BASE", "BOYUE", "MMEVAL_ROOT"),
+    *("FWD_API", "EVAL_PROXY", "VLMEVAL_MAX_IMAGE_SIZE", "VLMEVAL_MIN_IMAGE_EDGE"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
 )
+
+
+ROTATION = 1_000_000
+"""The index of MMBench's rotation k of question q is q + k times this."""
 
 
 @functools.cache
@@ -56,10 +63,10 @@ def load_vlmeval() -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def kit_environment(data_root: Path, **variables: str) -> Iterator[None]:
+def kit_environment(data_root: Path) -> Iterator[None]:
     """Run a block with LMUData at `data_root`, TSV predictions and nothing else set for vlmeval.
 
-    `variables` are set besides. The environment is as before afterwards.
+    The environment is as before afterwards.
     """
     data_root = Path(data_root).resolve()
     # vlmeval falls back to the home folder, silently, where the folder does not exist.
@@ -67,7 +74,7 @@ def kit_environment(data_root: Path, **variables: str) -> Iterator[None]:
     before = dict(os.environ)
     for name in _VARIABLES:
         os.environ.pop(name, None)
-    os.environ.update(LMUData=str(data_root), PRED_FORMAT="tsv", **variables)
+    os.environ.update(LMUData=str(data_root), PRED_FORMAT="tsv")
     try:
         yield
     finally:
@@ -112,22 +119,34 @@ def build_benchmark(benchmark: Benchmark, limit: int | None) -> Any:
 def limited(data: pd.DataFrame, benchmark: Benchmark, limit: int | None) -> pd.DataFrame:
     """Return the first `limit` rows (all if None).
 
-    Of MMBench and HR-Bench whole questions with their rotations, at least one. A question of
-    HR-Bench is a question text and its picture.
+    Of MMBench and HR-Bench whole questions with their rotations, at least one.
     """
     if limit is None or limit >= len(data):
         return data
     if benchmark.name == "MMBench":
-        question = data["index"].astype(int) % 1_000_000
+        question = data["index"].astype(int) % ROTATION
     elif benchmark.name in ("HRBench4K", "HRBench8K"):
-        picture = "image" if "image" in data else "image_path"
-        question = data.groupby(["question", picture], sort=False).ngroup()
+        question = question_ids(data)
     else:
         return data.iloc[:limit].copy()
     size = question.map(question.value_counts())
     kept = question.drop_duplicates()
     taken = kept[size[kept.index].cumsum() <= max(limit, int(size[kept.index[0]]))]
     return data[question.isin(taken)].copy()
+
+
+def question_ids(table: pd.DataFrame) -> pd.Series:
+    """Return a digest of question and picture for each row: rotations of one question share it.
+
+    The table that vlmeval makes of a TSV above 1 GB has a path of a picture in each row instead of
+    pictures, which rotations do not share.
+    """
+    if "image" in table:
+        pictures = table["image"].map(digest)
+    else:
+        pictures = table["image_path"].map(file_digest)
+    pairs = zip(table["question"], pictures, strict=True)
+    return pd.Series([digest(pair) for pair in pairs], index=table.index)
 
 
 class _InlinePool:
@@ -141,27 +160,38 @@ class _InlinePool:
 
 
 @contextlib.contextmanager
-def scoring_patches() -> Iterator[None]:
-    """Make vlmeval's evaluate() safe for jobs side by side; scores are the same.
+def circular_table_in(folder: Path) -> Iterator[None]:
+    """Let MMBench's evaluate() write its table between two steps into `folder`.
 
-    MMBench's writes a table to the system's temporary folder under a name made of the second, which
-    two jobs may share; here the name is unique and the file goes away. The VQA datasets' fork of
-    this process, 16-fold, becomes a loop.
+    vlmeval writes it to /tmp, where it stays, under a name made of the second, which two jobs may
+    share.
     """
     load_vlmeval()
-    from vlmeval.dataset import image_vqa
     from vlmeval.dataset.utils import multiple_choice
 
-    unique = f"interlace-{os.getpid()}-{uuid.uuid4().hex}"
-    timestr, pool = multiple_choice.timestr, image_vqa.mp
-    multiple_choice.timestr = lambda *_: unique
-    image_vqa.mp = types.SimpleNamespace(Pool=_InlinePool)
+    table = os.path.relpath(Path(folder).resolve() / "circular", os.path.realpath("/tmp"))
+    timestr = multiple_choice.timestr
+    multiple_choice.timestr = lambda *_: table
     try:
         yield
     finally:
-        multiple_choice.timestr, image_vqa.mp = timestr, pool
-        import tempfile
+        multiple_choice.timestr = timestr
 
-        for folder in {Path("/tmp"), Path(tempfile.gettempdir())}:
-            for file in folder.glob(f"{unique}.*"):
-                file.unlink()
+
+@contextlib.contextmanager
+def scoring_patches(folder: Path) -> Iterator[None]:
+    """Make vlmeval's evaluate() safe for jobs side by side; scores are the same.
+
+    What it would leave in /tmp goes to `folder`. The VQA datasets' fork of this process, 16-fold,
+    becomes a loop.
+    """
+    load_vlmeval()
+    from vlmeval.dataset import image_vqa
+
+    pool = image_vqa.mp
+    image_vqa.mp = types.SimpleNamespace(Pool=_InlinePool)
+    try:
+        with circular_table_in(folder):
+            yield
+    finally:
+        image_vqa.mp = pool

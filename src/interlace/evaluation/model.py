@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from interlace.evaluation.kit import load_vlmeval
+from interlace.evaluation.settings import TOP_K, TOP_P
 
 load_vlmeval()
 from vlmeval.vlm.qwen3_vl.model import Qwen3VLChat  # noqa: E402
@@ -37,7 +38,7 @@ class LocalQwen3VL(Qwen3VLChat):
         self.min_pixels, self.max_pixels, self.total_pixels = min_pixels, max_pixels, None
         # The sampling values of Qwen3VLChat; None where greedy, so that the checkpoint's own
         # generation config does not bring them back.
-        sampling = {"temperature": temperature, "top_p": 0.8, "top_k": 20}
+        sampling = {"temperature": temperature, "top_p": TOP_P, "top_k": TOP_K}
         self.generate_kwargs = {
             "max_new_tokens": max_new_tokens,
             "repetition_penalty": 1.0,

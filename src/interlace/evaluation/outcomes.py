@@ -73,7 +73,8 @@ def write_outcomes(path: Path, table: pd.DataFrame) -> None:
 def read_outcomes_file(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Return outcomes that `write_outcomes` wrote; InputError if missing, torn or something else.
 
-    Only `columns`: predictions may be long. `new_tokens` and `finished` are pandas' nullable types, `hit` NaN where it is null.
+    Only `columns`: predictions may be long. `new_tokens` and `finished` are pandas' nullable types,
+    `hit` is NaN where it is null.
     """
     path = Path(path)
     try:

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from interlace.evaluation import kit
 from interlace.evaluation.benchmarks import Benchmark
 from interlace.evaluation.engine import Engine, ordered
 from interlace.evaluation.predictions import PredictionStore
@@ -23,10 +22,8 @@ class Predictor:
     Engine `vlmevalkit` is VLMEvalKit's own loop and always a single one.
     """
 
-    def __init__(
-        self, checkpoint: Path, data_root: Path, settings: dict[str, Any], mode: str, seed: int
-    ) -> None:
-        self.checkpoint, self.data_root = Path(checkpoint), Path(data_root).resolve()
+    def __init__(self, checkpoint: Path, settings: dict[str, Any], mode: str, seed: int) -> None:
+        self.checkpoint = Path(checkpoint)
         self.settings, self.mode, self.seed = settings, mode, seed
         self._engine = Engine(self.checkpoint, settings, mode, seed)
         self._replicas: Replicas | None = None
@@ -44,33 +41,32 @@ class Predictor:
             self._replicas.close()
             self._replicas = None
 
-    def predict(self, benchmark: Benchmark, work: Path) -> PredictionStore:
-        """Return the store in `work` with a prediction for every row, after generating the missing.
+    def predict(self, benchmark: Benchmark, dataset: Any, work: Path) -> PredictionStore:
+        """Return the store in `work` with a prediction for every row of `dataset`.
 
-        `settings["limit"]` cuts the benchmark. Only rows without a prediction are generated.
+        `dataset` is vlmeval's, of the benchmark; to be called in its `kit_environment`. Only rows
+        without a prediction are generated.
         """
         work = Path(work)
         work.mkdir(parents=True, exist_ok=True)
         store = PredictionStore(work)
-        with kit.kit_environment(self.data_root):
-            dataset = kit.build_benchmark(benchmark, self.settings.get("limit"))
-            indices = [str(index) for index in dataset.data["index"]]
-            missing = {index for index in indices if index not in store.predictions}
-            if not missing:
-                return store
-            print(
-                f"{benchmark.name}: {len(indices) - len(missing)} of {len(indices)} rows are "
-                "predicted already",
-                flush=True,
-            )
-            try:
-                if self.settings.get("engine", "batched") == "vlmevalkit":
-                    model = self._engine.kit_model(benchmark)
-                    predict_reference(model, dataset, store, seed=self.seed)
-                else:
-                    self._predict_batched(benchmark, dataset, missing, store)
-            finally:
-                store.close()
+        indices = [str(index) for index in dataset.data["index"]]
+        missing = {index for index in indices if index not in store.predictions}
+        if not missing:
+            return store
+        print(
+            f"{benchmark.name}: {len(indices) - len(missing)} of {len(indices)} rows are "
+            "predicted already",
+            flush=True,
+        )
+        try:
+            if self.settings.get("engine", "batched") == "vlmevalkit":
+                model = self._engine.kit_model(benchmark.name)
+                predict_reference(model, dataset, store, seed=self.seed)
+            else:
+                self._predict_batched(benchmark, dataset, missing, store)
+        finally:
+            store.close()
         store = PredictionStore(work)
         without = [index for index in indices if index not in store.predictions]
         assert not without, (benchmark.name, without[:3])
@@ -79,7 +75,7 @@ class Predictor:
     def _predict_batched(
         self, benchmark: Benchmark, dataset: Any, missing: set[str], store: PredictionStore
     ) -> None:
-        kit_model = self._engine.kit_model(benchmark, with_weights=False)
+        kit_model = self._engine.kit_model(benchmark.name, with_weights=False)
         rows = (dataset.data.iloc[position] for position in range(len(dataset.data)))
         messages = (
             (str(line["index"]), kit_model.message(dataset, line))

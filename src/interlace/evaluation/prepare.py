@@ -1,7 +1,9 @@
 """Benchmarks made ready once, before parallel jobs read them: TSV in place, images on the disk."""
 
+import base64
 import filecmp
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -34,7 +36,8 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     official one; any other is a `fixture`. Nothing is done where all of that is there already.
 
     Raises InputError, naming file and row, for a TSV that is missing, cannot be read, lacks a
-    column, has an empty index or two that vlmeval reads alike, or an image that does not decode.
+    column, has an empty index or two that vlmeval reads alike, an image that does not decode, or
+    what its benchmark cannot be scored with: two splits, or an odd index or rotation of MMBench.
     """
     benchmark = by_dataset(dataset)
     data_root = Path(data_root)
@@ -44,7 +47,7 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     if record.exists() and tsv.exists():
         found = read_json(record)
         is_same = found["md5"] == _md5(tsv) and (found["official"] or source != "official")
-        if is_same and "images" in found and _has_images(found, data_root):
+        if is_same and "images" in found and _has_images(dataset, found, data_root):
             return
         record.unlink()
     with kit.kit_environment(data_root):
@@ -57,7 +60,10 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
         remove(data_root / "images" / folder)
         built = _build(dataset, tsv)
         _check_index(built, tsv)
+        if benchmark.name == "MMBench":
+            _check_rotations(built, tsv)
         _dump_images(built, tsv)
+        local = data_root / f"{dataset}_local.tsv"
     md5 = _md5(tsv)
     official = md5 == kit.official_md5(dataset)
     rows = len(built.data)
@@ -70,6 +76,8 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
             "md5": md5,
             "rows": rows,
             "images": {"folder": folder, "files": _count_files(data_root / "images" / folder)},
+            # vlmeval's shortened copy of a TSV above 1 GB has absolute paths.
+            "root": str(data_root.resolve()) if local.exists() else None,
             "official": official,
             "fixture": not official,
         },
@@ -88,16 +96,20 @@ def read_record(dataset: str, data_root: Path) -> dict[str, Any]:
     found = read_json(record)
     if not tsv.exists() or _md5(tsv) != found["md5"]:
         raise InputError(f"{tsv}: missing or changed since it was prepared; prepare it again")
-    if "images" in found and not _has_images(found, data_root):
+    if "images" in found and not _has_images(dataset, found, data_root):
         raise InputError(
-            f"{Path(data_root) / 'images' / found['images']['folder']}: images are missing since it "
-            f"was prepared; remove {record} and prepare it again"
+            f"{Path(data_root) / 'images' / found['images']['folder']}: images are missing, or were "
+            f"moved, since it was prepared; remove {record} and prepare it again"
         )
     return found
 
 
-def _has_images(record: dict[str, Any], data_root: Path) -> bool:
-    images = record["images"]
+def _has_images(dataset: str, record: dict[str, Any], data_root: Path) -> bool:
+    images, root = record["images"], record.get("root")
+    if root:
+        local = Path(root) / f"{dataset}_local.tsv"
+        if Path(root) != Path(data_root).resolve() or not local.exists():
+            return False
     return _count_files(Path(data_root) / "images" / images["folder"]) >= images["files"]
 
 
@@ -145,12 +157,42 @@ def _check_table(tsv: Path, benchmark: Benchmark) -> None:
     if index.empty:
         raise InputError(f"{tsv}: no rows")
     _check_indices(tsv, index["index"])
+    if (
+        "A" in benchmark.columns
+        and "cycle_category" not in benchmark.columns
+        and "split" in columns
+    ):
+        splits = pd.read_csv(tsv, sep="\t", usecols=["split"], dtype=str)["split"].fillna("")
+        other = splits.index[(splits != splits[0]) | (splits == "")]
+        if len(other):
+            raise InputError(
+                f"{tsv}: row {other[0] + 2}: column split is '{splits[other[0]]}'; without the same "
+                f"one in all rows ('{splits[0]}' in row 2) there is no single score"
+            )
 
 
 def _check_index(built: Any, tsv: Path) -> None:
     """Hold the index to what vlmeval makes of it: `1` and `01` are both its 1, `NA` is empty."""
     read = built.data["index"].astype(str)
     _check_indices(tsv, read.mask(read.isin(["nan", "None", "<NA>"]), ""))
+
+
+def _check_rotations(built: Any, tsv: Path) -> None:
+    """Refuse an index that is no number, and a rotation whose question lacks its first."""
+    index = built.data["index"]
+    for position, value in enumerate(index):
+        if not isinstance(value, int) and not str(value).isdecimal():
+            raise InputError(
+                f"{tsv}: row {position + 2}: index {value} is no whole number; MMBench counts "
+                "rotations by it"
+            )
+    firsts = {int(value) for value in index}
+    for position, value in enumerate(map(int, index)):
+        if value % kit.ROTATION not in firsts:
+            raise InputError(
+                f"{tsv}: row {position + 2}: index {value} is a rotation of question "
+                f"{value % kit.ROTATION}, which is missing; add it, or remove the row"
+            )
 
 
 def _check_indices(tsv: Path, index: pd.Series) -> None:
@@ -170,6 +212,11 @@ def _check_indices(tsv: Path, index: pd.Series) -> None:
 def _build(dataset: str, tsv: Path) -> Any:
     try:
         return kit.build_dataset(dataset)
+    except (OSError, ValueError, SyntaxError):
+        _check_pictures(
+            tsv
+        )  # above 1 GB vlmeval decodes all of them, and does not say which failed
+        raise
     except AssertionError:
         raise InputError(
             f"{tsv}: an image that is shorter than 64 characters is not the index of a row with one"
@@ -184,10 +231,28 @@ def _dump_images(built: Any, tsv: Path) -> None:
                 with Image.open(path) as image:
                     image.load()
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(
-                f"{tsv}: row {position + 2}: the image of index {line['index']} does not decode "
-                f"({_line(error)}); mend or remove the row"
-            ) from None
+            raise _no_picture(tsv, position, line["index"], error) from None
+
+
+def _check_pictures(tsv: Path) -> None:
+    """Raise InputError for the first picture that does not decode."""
+    columns = ["index", "image"]
+    for chunk in pd.read_csv(tsv, sep="\t", usecols=columns, dtype=str, chunksize=64):
+        for position, index, picture in chunk[columns].itertuples():
+            if len(str(picture)) <= 64:  # another row's, or none
+                continue
+            try:
+                with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+                    image.load()
+            except (OSError, ValueError, SyntaxError) as error:
+                raise _no_picture(tsv, position, index, error) from None
+
+
+def _no_picture(tsv: Path, position: int, index: str, error: Exception) -> InputError:
+    return InputError(
+        f"{tsv}: row {position + 2}: the image of index {index} does not decode "
+        f"({_line(error)}); mend or remove the row"
+    )
 
 
 def _download(dataset: str, tsv: Path) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ def predict_reference(
 ) -> None:
     """Let VLMEvalKit's loop answer the rows that `store` lacks; each is added as it is answered.
 
-    What is added is what the model returned. The loop's own files are torn by a kill, and an empty
+    To be called in a `kit_environment`. What is added is what the model returned. The loop's own files are torn by a kill, and an empty
     answer or one that looks like a number does not come back from them as it was: they are written
     beside the store, never read, and removed by the next attempt. Sampling draws from a generator
     seeded by `seed` and the row, so that an interrupted run says what an uninterrupted one says.
@@ -33,12 +33,18 @@ def predict_reference(
     missing = ~dataset.data["index"].astype(str).isin(list(store.predictions))
     rows = copy.copy(dataset)
     rows.data = dataset.data[missing].copy()  # the loop changes the table that it gets
-    to_come = iter([str(index) for index in rows.data["index"]])
-    start, generate = time.perf_counter(), model.generate
+    index, start, generate = "", time.perf_counter(), model.generate
+
+    def noting(build: Callable[..., Any]) -> Callable[..., Any]:
+        def built(line: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal index
+            index = str(line["index"])
+            return build(line, *args, **kwargs)
+
+        return built
 
     def keeping(*args: Any, **kwargs: Any) -> str:
         nonlocal start
-        index = next(to_come)  # the loop asks in the order of the table
         with _seeded(model.model.device, derive_seed(seed, name, index)):
             text = generate(*args, **kwargs)
         now = time.perf_counter()
@@ -46,12 +52,13 @@ def predict_reference(
         start = now
         return text
 
+    # A prompt does not say which row it is of.
+    rows.build_prompt, model.build_prompt = noting(rows.build_prompt), noting(model.build_prompt)
     model.generate = keeping
     try:
         infer_data_job(model, work_dir=str(work), model_name="reference", dataset=rows)
     finally:
-        del model.generate
-    assert next(to_come, None) is None
+        del model.generate, model.build_prompt
 
 
 @contextlib.contextmanager

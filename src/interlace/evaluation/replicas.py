@@ -13,33 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interlace.decoder.load import default_device
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import Benchmark
 from interlace.evaluation.engine import Prompt, shares
+from interlace.gpus import visible_gpus
 
 _TAIL_LINES, _TAIL_CHARACTERS = 12, 2000
 
 
-def visible_gpus(settings: Mapping[str, Any]) -> list[str]:
+def usable_gpus(settings: Mapping[str, Any]) -> list[str]:
     """Return the GPUs that we may use, as CUDA_VISIBLE_DEVICES names them: numbers, UUIDs or MIGs.
 
     None of them if `settings` put the model elsewhere (`device`).
     """
     import torch
 
-    from interlace.decoder.load import default_device
-
     if not default_device(settings).startswith("cuda"):
         return []
-    count = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(n) for n in range(count)] if named is None else named.split(",")
-    return [name.strip() for name in names[:count]]  # CUDA leaves out all from the first wrong name
+    # CUDA leaves out all from the first wrong name.
+    return visible_gpus()[: torch.cuda.device_count()]
 
 
 def num_replicas(settings: Mapping[str, Any]) -> int:
     """Return how many copies of the model to run: one per visible GPU, one on the CPU, or as set."""
-    return int(settings.get("replicas") or len(visible_gpus(settings)) or 1)
+    return int(settings.get("replicas") or len(usable_gpus(settings)) or 1)
 
 
 class Replicas:
@@ -50,14 +48,14 @@ class Replicas:
     """
 
     def __init__(self, checkpoint: Path, settings: dict[str, Any], mode: str, seed: int) -> None:
-        gpus, count = visible_gpus(settings), num_replicas(settings)
+        gpus, count = usable_gpus(settings), num_replicas(settings)
         self._folder = tempfile.TemporaryDirectory(prefix="interlace-replicas-")
         self._events: queue.Queue[tuple[_Replica, dict[str, Any] | None]] = queue.Queue()
         self._replicas: list[_Replica] = []
         job = {
             "parent": os.getpid(),
             "checkpoint": str(checkpoint),
-            "settings": {**settings, "device": "cuda" if gpus else "cpu"},
+            "settings": {**settings, "device": "cuda" if gpus else default_device(settings)},
             "mode": mode,
             "seed": seed,
         }
@@ -75,18 +73,24 @@ class Replicas:
             raise
 
     def _read(self, replica: "_Replica") -> None:
-        for line in replica.process.stdout:
-            self._events.put((replica, json.loads(line)))
-        self._events.put((replica, None))
+        try:
+            for line in replica.process.stdout:
+                try:
+                    event = json.loads(line)
+                except ValueError:  # nothing that it says can be trusted
+                    event = {"garbled": line.strip()}
+                self._events.put((replica, event))
+        finally:  # whoever waits is told, whatever ended this thread
+            self._events.put((replica, None))
 
     def answer(
         self, benchmark: Benchmark, prompts: list[Prompt], folder: Path, attempt: int
     ) -> Iterator[int]:
         """Let the replicas answer prompts; yield how many rows were added to `folder`, as they are.
 
-        Raises RuntimeError for a replica
-        that ends before its rows, with its exit status and the end of its log, and InputError where
-        that is what ended it; no replica is left then, and what was answered is in `folder`.
+        Raises RuntimeError for a replica that ends before its rows, with its exit status and the end
+        of its log, or that says what is no event, and InputError where that is what ended it; no
+        replica is left then, and what was answered is in `folder`.
         """
         busy = set()
         try:
@@ -101,6 +105,10 @@ class Replicas:
                 replica, event = self._events.get()
                 if event is None:
                     raise RuntimeError(replica.end())
+                if "garbled" in event:
+                    raise RuntimeError(
+                        f"{replica.name} said {event['garbled']!r}; run again to go on"
+                    )
                 if "input_error" in event:
                     raise InputError(event["input_error"])
                 if event["is_done"]:
@@ -129,6 +137,11 @@ class _Replica:
     log: Path
     process: subprocess.Popen
 
+    @property
+    def name(self) -> str:
+        where = f"GPU {self.gpu}" if self.gpu else "the CPU"
+        return f"evaluation.replicas: replica {self.number + 1} of {self.count} on {where}"
+
     def send(self, order: dict[str, Any]) -> None:
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
@@ -145,10 +158,8 @@ class _Replica:
             how += "; often short of main memory" if status == -signal.SIGKILL else ""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip())
-        where = f"GPU {self.gpu}" if self.gpu else "the CPU"
         return (
-            f"evaluation.replicas: replica {self.number + 1} of {self.count} on {where} ended "
-            f"before its rows were done ({how}); run again to go on. The end of its log: "
+            f"{self.name} ended before its rows were done ({how}); run again to go on. The end of its log: "
             f"{said[-_TAIL_CHARACTERS:] or 'empty'}"
         )
 

@@ -14,7 +14,7 @@ from interlace.evaluation.intervals import bootstrap_interval
 from interlace.evaluation.outcomes import write_outcomes
 from interlace.evaluation.prepare import read_record
 from interlace.evaluation.settings import check_settings, deciding, generation
-from interlace.io import atomic_path, claimed, digest, file_digest, write_json
+from interlace.io import atomic_path, claimed, digest, disk_full_told, write_json
 from interlace.provenance import stamp, versions
 from interlace.stamps import checkpoint_digest
 
@@ -55,12 +55,17 @@ def evaluate(
     # The key is the grader's own from here on: no child of this process needs it.
     with (
         grading.key_hidden(settings.get("grader")),
-        Predictor(checkpoint, data_root, settings, mode, seeds[1]) as predictor,
+        disk_full_told(str(out_dir), "free some space and run again; what was predicted is kept"),
+        Predictor(checkpoint, settings, mode, seeds[1]) as predictor,
     ):
         job = _Job(predictor, revision, data_root.resolve(), out_dir, settings, mode, seeds)
         for benchmark in chosen:
             outcomes, result = job.evaluate(benchmark, records[benchmark.name], grader)
-            write_outcomes(out_dir / f"{benchmark.name}.parquet", outcomes)
+            file = out_dir / f"{benchmark.name}.json"
+            file.unlink(
+                missing_ok=True
+            )  # else a kill leaves it beside outcomes that are not its own
+            write_outcomes(file.with_suffix(".parquet"), outcomes)
             provenance = stamp(
                 "evaluation",
                 config_digest=digest(deciding(settings)),
@@ -69,9 +74,7 @@ def evaluate(
                 model_revision=revision,
             )
             body = {"model": model, "variant": variant, "mode": mode, "benchmark": benchmark.name}
-            write_json(
-                out_dir / f"{benchmark.name}.json", {"provenance": provenance, **body, **result}
-            )
+            write_json(file, {"provenance": provenance, **body, **result})
             print(f"{model} {variant} {mode} {benchmark.name}: {result['score']:.2f}", flush=True)
 
 
@@ -96,15 +99,17 @@ class _Job:
         self, benchmark: Benchmark, record: dict[str, Any], grader: Any | None
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Return a benchmark's outcomes and its result's body."""
+        from interlace.decoder.load import default_device
         from interlace.evaluation import kit
 
-        made_with = generation(self.settings, self.mode, benchmark)
-        limit = self.settings.get("limit")
+        made_with = generation(self.settings, self.mode, benchmark.name)
+        device = default_device(self.settings).partition(":")[0]
         key = {
             "checkpoint": self.revision,
             "dataset": benchmark.dataset,
             "md5": record["md5"],
             "generation": made_with,
+            "device": device,
             "seed": self.sampling_seed if made_with["do_sample"] else None,
             "versions": versions(),
         }
@@ -112,8 +117,8 @@ class _Job:
         work.mkdir(parents=True, exist_ok=True)
         with claimed(work), kit.kit_environment(self.data_root):
             write_json(work / "settings.json", key)
-            store = self.predictor.predict(benchmark, work)
-            dataset = kit.build_benchmark(benchmark, limit)
+            dataset = kit.build_benchmark(benchmark, self.settings.get("limit"))
+            store = self.predictor.predict(benchmark, dataset, work)
             said = _predictions(dataset, store)
             write_predictions(dataset, said["prediction"], work / "predictions.tsv")
             score, outcomes, graded = self._score(benchmark, work, dataset, grader)
@@ -130,6 +135,7 @@ class _Job:
             "finished_share": float(finished.mean()) if len(finished) else None,
             "seed": self.sampling_seed,
             "generation": made_with,
+            "device": device,
             "batching": {k: self.settings.get(k) for k in ("batch_size", "batch_tokens")},
             "grader": graded,
             "outcomes": f"{benchmark.name}.parquet",
@@ -143,7 +149,7 @@ class _Job:
         self, benchmark: Benchmark, work: Path, dataset: Any, grader: Any | None
     ) -> tuple[float, pd.DataFrame, dict[str, Any]]:
         """Let vlmeval score the predictions in a folder of their own."""
-        from interlace.evaluation import scores, scoring
+        from interlace.evaluation import kit, scores, scoring
 
         if scoring.grades(benchmark, grader):
             # Answers of a grader are kept: a run that was cut off asks only for the others.
@@ -154,30 +160,14 @@ class _Job:
         # MMBench's evaluate() rewrites the table that it is given.
         table = folder / "predictions.tsv"
         shutil.copyfile(work / "predictions.tsv", table)
-        rows, questions = len(dataset.data), question_ids(dataset)
-        graded = scoring.score_predictions(benchmark, dataset, folder, grader, self.data_root)
+        questions = kit.question_ids(dataset.data).set_axis(dataset.data["index"].map(str))
+        graded = scoring.score_predictions(benchmark, dataset, folder, grader)
         stem = table.with_suffix("")
-        score = scores.read_score(benchmark.dataset, stem, rows, graded["judge"])
+        score = scores.read_score(benchmark.dataset, stem, len(questions), graded["judge"])
         outcomes = scores.read_outcomes(benchmark.dataset, stem, questions, graded["judge"])
         again = scores.ratio(outcomes)
         assert math.isclose(again, score, abs_tol=1e-6), (benchmark.name, score, again)
         return score, outcomes, graded
-
-
-def question_ids(dataset: Any) -> pd.Series:
-    """Return a digest of question and picture by row index: rotations of one question share it.
-
-    The table that vlmeval makes of a TSV above 1 GB has paths of pictures instead of pictures.
-    """
-    table = dataset.data
-    if "image" in table:
-        pictures = table["image"].map(digest)
-    else:
-        pictures = table["image_path"].map(file_digest)
-    return pd.Series(
-        [digest([q, picture]) for q, picture in zip(table["question"], pictures, strict=True)],
-        index=[str(index) for index in table["index"]],
-    )
 
 
 def _predictions(dataset: Any, store: Any) -> pd.DataFrame:

@@ -129,16 +129,13 @@ def _f1_parts(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return both, both + (truth ^ said) * times
 
 
-def total_grade(raw: object, component_type: object = None) -> float | None:
+def total_grade(raw: object, component_type: object) -> float | None:
     """Return a MIA-Bench grade's total (0-1) as vlmeval reads it, or None where it drops the row.
 
-    `component_type` is the row's column; without it any number of components is accepted.
+    `component_type` is the row's column.
     """
     from vlmeval.dataset.miabench import get_score_dict
 
-    if component_type is None:
-        names = [f"component {number}" for number in range(str(raw).count(",") + 1)]
-        component_type = "['" + "', '".join(names) + "']"
     row = {"component_type": [str(component_type)]}
     return get_score_dict(pd.DataFrame(row), [str(raw)]).get("total_score")
 

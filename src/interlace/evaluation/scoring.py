@@ -25,11 +25,10 @@ def score_predictions(
     dataset: Any,
     folder: Path,
     grader: Grader | None,
-    data_root: Path,
 ) -> dict[str, Any]:
     """Let vlmeval score `folder/predictions.tsv`; return the `grader` record of a result.
 
-    `dataset` is vlmeval's, over the same rows. Whatever else lies in `folder` from an attempt before
+    To be called in a `kit_environment`. `dataset` is vlmeval's, over the same rows. Whatever else lies in `folder` from an attempt before
     is deleted, since vlmeval takes any file it finds for its own; a grader's replies that could be
     read are kept there, and only the others are asked for again.
 
@@ -48,7 +47,7 @@ def score_predictions(
     for path in folder.iterdir():
         if path.name not in (_PREDICTIONS, _REPLIES):
             remove(path)
-    with kit.kit_environment(data_root), kit.scoring_patches():
+    with kit.scoring_patches(folder):
         if grades(benchmark, grader):
             return _graded(benchmark, dataset, table, grader)
         assert not benchmark.needs_grader, f"{benchmark.name} cannot be scored without a grader"

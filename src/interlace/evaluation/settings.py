@@ -4,12 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.evaluation.benchmarks import (
-    OCRBENCH_MIN_PIXELS,
-    Benchmark,
-    check_graders,
-    is_loopback,
-)
+from interlace.evaluation.benchmarks import OCRBENCH_MIN_PIXELS, is_loopback
 
 # Qwen3VLChat's own values, which the released code samples with.
 TOP_P, TOP_K, TEMPERATURE = 0.8, 20, 0.7
@@ -31,8 +26,10 @@ def deciding(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(benchmarks: Sequence[str], settings: dict[str, Any], mode: str) -> None:
-    """Raise InputError for evaluation settings that cannot work, before anything is loaded."""
-    check_graders(benchmarks, settings.get("grader"))
+    """Raise InputError for evaluation settings that cannot work, before anything is loaded.
+
+    `grading.check_grader` looks at the grader's.
+    """
     if mode not in settings["modes"]:
         raise InputError(
             f"evaluation.modes: '{mode}' is unknown (possible: {', '.join(settings['modes'])})"
@@ -70,7 +67,7 @@ def check_pixels(benchmarks: Sequence[str], settings: dict[str, Any]) -> None:
             raise InputError(f"{where}.min_pixels: {low} is more than max_pixels, {high}")
 
 
-def pixel_limits(settings: dict[str, Any], benchmark: str) -> tuple[int | None, int | None]:
+def pixel_limits(settings: dict[str, Any], benchmark: str | None) -> tuple[int | None, int | None]:
     """Return the smallest and largest image, in pixels, that a benchmark is read at; None: no limit.
 
     `pixels[benchmark]` comes before `min_pixels` and `max_pixels`; OCRBench's lower limit is
@@ -81,10 +78,10 @@ def pixel_limits(settings: dict[str, Any], benchmark: str) -> tuple[int | None, 
     return (OCRBENCH_MIN_PIXELS if benchmark == "OCRBench" else low), high
 
 
-def generation(settings: dict[str, Any], mode: str, benchmark: Benchmark) -> dict[str, Any]:
+def generation(settings: dict[str, Any], mode: str, benchmark: str | None) -> dict[str, Any]:
     """Return everything that decides what is generated, apart from checkpoint, rows and seed."""
     sample = settings.get("decoding", "greedy") == "released"
-    low, high = pixel_limits(settings, benchmark.name)
+    low, high = pixel_limits(settings, benchmark)
     temperature = settings.get("temperature") or TEMPERATURE
     return {
         "max_new_tokens": int(settings["modes"][mode]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interlace.errors import InputError
-from interlace.sampling.ranges import masked
+from interlace.secrets import masked
 
 MARK = "interlace.json"
 # Of an earlier checkpoint: transformers would load a stale model.safetensors before new shards.

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from interlace.decoder.card import model_card
+from interlace.card import model_card
 from interlace.errors import InputError
 from interlace.io import digest, folder_digest, read_json, remove, write_json, write_text
 from interlace.provenance import stamp

@@ -14,10 +14,12 @@ def check_alike(results: Results) -> None:
 
     Every setting of `generation` has to be the same, `max_new_tokens` within a mode, and over all
     models what graded a benchmark: its kind, model and prompt. Results that are not partial must be
-    of the same TSV and as many rows. The message names both files and the key. What a result does
-    not record is not compared.
+    of the same TSV and as many rows. The message names both files and the key. A result without any
+    `generation`, grader, TSV or device is not compared in it; one setting that a `generation` lacks
+    is another one than any.
     """
     generations: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
+    devices: dict[tuple[str, str], tuple[Score, Mapping[str, Any]]] = {}
     graders: dict[str, tuple[Score, Mapping[str, Any]]] = {}
     asked: dict[tuple[str, str, str], tuple[Score, Any]] = {}
     for model, mode, benchmark, score in _scores(results):
@@ -27,6 +29,8 @@ def check_alike(results: Results) -> None:
             _compare("generation", (score, settings), generations, (model, benchmark))
         if limit["max_new_tokens"] is not None:
             _compare("generation", (score, limit), generations, (model, benchmark, mode))
+        if score.device is not None:
+            _compare("result", (score, {"device": score.device}), devices, (model, benchmark))
         if score.grader_kind is not None:
             grader = {"kind": score.grader_kind, "model": score.grader, "prompt": score.prompt}
             _compare("grader", (score, grader), graders, benchmark)

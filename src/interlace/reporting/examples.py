@@ -22,6 +22,7 @@ from interlace.errors import InputError
 from interlace.evaluation.benchmarks import Benchmark, get_benchmark
 from interlace.evaluation.outcomes import read_outcomes_file
 from interlace.io import digest, read_json
+from interlace.reporting.timings import get_key, get_number
 
 # A row of HR-Bench 8K holds a picture of megabytes; pandas keeps the text of a whole chunk.
 _ROWS_AT_ONCE = 16
@@ -71,7 +72,6 @@ class Comparison:
     scores: tuple[float, float]
     counts: dict[str, int]
     partial: bool
-    fixture: bool
     grader: str | None
     max_new_tokens: int | None
 
@@ -96,10 +96,11 @@ def compare(
 
 def _compare(dense: Path, pruned: Path, data_root: Path, samples: int) -> Comparison:
     bodies = [read_json(path) for path in (dense, pruned)]
-    benchmark = get_benchmark(bodies[0]["benchmark"])
-    record = read_json(data_root / f"{benchmark.dataset}.json")
+    benchmark = get_benchmark(get_key(bodies[0], "benchmark", dense))
+    place = data_root / f"{benchmark.dataset}.json"
+    md5 = get_key(read_json(place), "md5", place)
     for path, body in zip((dense, pruned), bodies, strict=True):
-        if body["tsv"]["md5"] != record["md5"]:
+        if get_key(get_key(body, "tsv", path), "md5", path) != md5:
             raise InputError(
                 f"{path}: made from another {benchmark.dataset}.tsv than the one in {data_root}; "
                 "run the evaluation again"
@@ -120,7 +121,7 @@ def _compare(dense: Path, pruned: Path, data_root: Path, samples: int) -> Compar
             _example(row, columns[row["index"]], benchmark, data_root / f"{benchmark.dataset}.tsv")
             for row in rows
         ],
-        scores=(bodies[0]["score"], bodies[1]["score"]),
+        scores=(get_number(bodies[0], "score", dense), get_number(bodies[1], "score", pruned)),
         counts={
             "dense": int((dense_hit & ~pruned_hit).sum()),
             "pruned": int((~dense_hit & pruned_hit).sum()),
@@ -128,7 +129,6 @@ def _compare(dense: Path, pruned: Path, data_root: Path, samples: int) -> Compar
             "neither": int((~dense_hit & ~pruned_hit).sum()),
         },
         partial=any(body.get("partial") for body in bodies),
-        fixture=any(body.get("fixture") for body in bodies),
         grader=(bodies[1].get("grader") or {}).get("model"),
         max_new_tokens=(bodies[0].get("generation") or {}).get("max_new_tokens"),
     )

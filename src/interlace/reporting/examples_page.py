@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.io import read_json, write_text
+from interlace.io import write_text
 from interlace.reporting import standin
+from interlace.reporting.alike import check_alike
 from interlace.reporting.examples import Comparison, Example, Said, compare
-from interlace.reporting.labels import parse_variant
-from interlace.reporting.notes import MODE_LABELS
+from interlace.reporting.labels import MODE_LABELS, parse_variant
 from interlace.reporting.render import PARTIAL, html_page
 from interlace.reporting.results import load_results
 
@@ -58,31 +58,28 @@ def write_examples(
     """Write the page `out` about the result files of two variants in one mode, Dense's first.
 
     `samples`: at most so many per benchmark; `label`: the model's name; `reasons`: why ours stand
-    in, if they do. Raises InputError for anything else than two variants, and as `compare` does.
+    in, if they do. Raises InputError for anything else than two variants, for results that were not
+    made in the same way, and as `compare` does.
     """
-    found: dict[tuple[str, str], list[Path]] = {}
-    for path in results:
-        body = read_json(path)
-        found.setdefault((body["variant"], body["mode"]), []).append(path)
-    if len(found) != 2 or len({mode for _, mode in found}) != 1:
+    loaded = load_results(results)
+    found = {
+        key: [path for score in scores.values() for path in score.files]
+        for key, scores in loaded.scores.items()
+    }
+    if len(found) != 2 or len({(model, mode) for model, _, mode in found}) != 1:
         raise InputError(
-            f"{out}: a sheet of examples compares two variants in one mode, not "
+            f"{out}: a sheet of examples compares two variants of a model in one mode, not "
             f"{', '.join('/'.join(key) for key in found) or 'nothing'}"
         )
-    (dense, mode), (pruned, _) = found
+    check_alike(loaded)
+    (_, dense, mode), (_, pruned, _) = found
     comparisons = compare(*found.values(), data_root=data_root, samples=samples)
-    reasons = load_results(results).standin_reasons(reasons)
-    names = (variant_name(dense), variant_name(pruned))
+    reasons = loaded.standin_reasons(reasons)
+    names = (parse_variant(dense).full_label, parse_variant(pruned).full_label)
     title = f"Examples: {label}, {names[0]} and {names[1]}"
     body = _STYLE + _contents(comparisons)
     body += "".join(_section(comparison, names) for comparison in comparisons)
     write_text(out, html_page(title, reasons, body, _remarks(comparisons, mode, reasons)))
-
-
-def variant_name(variant: str) -> str:
-    """Return a variant's label with its share of dropped layers."""
-    parsed = parse_variant(variant)
-    return parsed.label if parsed.ratio is None else f"{parsed.label} {parsed.ratio:g} %"
 
 
 def shortened(text: str) -> str:

@@ -21,10 +21,10 @@ from interlace.reporting.figures import (
     placeholder,
     styled,
 )
+from interlace.reporting.labels import MODE_LABELS
 from interlace.reporting.paper import Paper
 from interlace.reporting.results import MODES, Results
 
-MODE_NAMES = {"cot": "CoT", "limited": "Limited"}
 MOST_SQUEEZED = 3
 """How many times wider one panel's range may be than the other's on a shared scale."""
 
@@ -126,7 +126,7 @@ def _panel(
             median = float(numpy.median(ordered))
             axes.plot([position - 0.16, position + 0.16], [median] * 2, color=INK, linewidth=2)
             _name_extremes(axes, position, values)
-    counts = [f"{MODE_NAMES[mode]}\n(n = {len(values)})" for mode, values in changes.items()]
+    counts = [f"{MODE_LABELS[mode]}\n(n = {len(values)})" for mode, values in changes.items()]
     axes.set_xticks(range(len(changes)), counts)
     axes.set_xlim(-0.6, len(changes) - 0.3)
     axes.grid(axis="y")

@@ -16,6 +16,7 @@ from interlace.errors import InputError
 from interlace.reporting.figures import (
     BLUE,
     GREEN,
+    MANY,
     ORANGE,
     PURPLE,
     SERIES,
@@ -31,8 +32,6 @@ from interlace.reporting.labels import parse_variant
 LOG = "training.jsonl"
 SMOOTHED = 50
 """A smoothed curve is the mean over a window of one in so many of the steps."""
-MANY = 2000
-"""Points of a noisy curve above which it is drawn as pixels, so that a page of them stays light."""
 DRAWN = 500
 """Points that a smoothed curve is drawn by at most."""
 WIDE_RANGE = 5.0
@@ -49,7 +48,7 @@ def build_training_figure(
 
     `model` is the model's label.
     """
-    title = f"{model}: {variant_label(variant)}"
+    title = f"{model}: {parse_variant(variant).full_label}"
     write_figure(draw_training(read_steps(checkpoint / LOG), title, standin), stem)
 
 
@@ -120,13 +119,6 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
 def window_of(num_steps: int) -> int:
     """Return the odd number of steps that a curve of so many is smoothed over."""
     return 2 * (num_steps // SMOOTHED // 2) + 1 if num_steps >= SMOOTHED else 1
-
-
-def variant_label(variant: str) -> str:
-    """Return what a fine-tuned variant is called beside others: method and percent dropped."""
-    parsed = parse_variant(variant)
-    ratio = "" if parsed.ratio is None else f" {parsed.ratio:g} %"
-    return f"{parsed.label}{ratio}"
 
 
 @styled
@@ -206,7 +198,7 @@ def draw_overview(steps: Mapping[str, Mapping[str, Steps]], standin: Sequence[st
     )
     names = list(dict.fromkeys(variant for runs in steps.values() for variant in runs))
     drawn: dict[str, Any] = {}
-    bounds, window = [], 1
+    bounds, smoothed = [], False
     for axes, (model, runs) in zip(panels[0], steps.items(), strict=True):
         for variant, entries in runs.items():
             losses = column(entries, "loss")
@@ -215,8 +207,9 @@ def draw_overview(steps: Mapping[str, Mapping[str, Steps]], standin: Sequence[st
             place = names.index(variant)
             x = np.array([entry["step"] for entry in entries])
             window = window_of(len(x))
+            smoothed |= window > 1
             bounds.append(smooth(losses, window))
-            (drawn[variant_label(variant)],) = axes.plot(
+            (drawn[parse_variant(variant).full_label],) = axes.plot(
                 *_thin(x, bounds[-1]),
                 color=SERIES[place % len(SERIES)],
                 linestyle=LINE_STYLES[place // len(SERIES) % len(LINE_STYLES)],
@@ -229,7 +222,7 @@ def draw_overview(steps: Mapping[str, Mapping[str, Steps]], standin: Sequence[st
     if bounds:
         together = np.concatenate(bounds)
         _loss_axis(panels[0][0], together, together)
-    panels[0][0].set_ylabel("Loss (smoothed)" if window > 1 else "Loss")
+    panels[0][0].set_ylabel("Loss (smoothed)" if smoothed else "Loss")
     figure.legend(drawn.values(), drawn.keys(), loc="outside right center")
     mark_standin(figure, standin)
     return figure

@@ -15,6 +15,7 @@ from interlace.reporting.figures import (
     GREY,
     INK,
     LIGHT,
+    MARKERS,
     ORANGE,
     PURPLE,
     SERIES,
@@ -39,7 +40,6 @@ PARTS = {
     "rest": ("rest", LIGHT),
 }
 """Of a bar, from the bottom: label and colour."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def ladder(results: Results, model: str, method: str = "interlace") -> list[Variant]:
@@ -196,7 +196,7 @@ def model_panels(count: int, height: float = 1.9) -> tuple[Figure, Sequence[Axes
 
 def pair_title(model: str, variant: Variant, models: Mapping[str, Any]) -> str:
     """Return the title of a panel that shows Dense beside a variant."""
-    return f"{model_label(model, models)}: Dense and {variant.label} {variant.ratio:g} %"
+    return f"{model_label(model, models)}: Dense and {variant.full_label}"
 
 
 def _bars(axes: Axes, x: float, timing: Timing, side: str) -> set[str]:

@@ -12,26 +12,25 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from interlace.evaluation.intervals import interval
+from interlace.reporting import averages
+from interlace.reporting.estimates import combine
 from interlace.reporting.figures import (
     GREY,
     INK,
+    MARKERS,
     SERIES,
     WIDE,
     mark_standin,
     placeholder,
     styled,
 )
-from interlace.reporting.labels import Variant, parse_variant
-from interlace.reporting.notes import MODE_LABELS
+from interlace.reporting.labels import MODE_LABELS, Variant, parse_variant
 from interlace.reporting.paper import Paper
 from interlace.reporting.resamples import Resampler
 from interlace.reporting.results import Results
 from interlace.reporting.seeds import over_seeds
-from interlace.reporting.timings import Timing, mean_interval
-
-MARKERS = ("o", "s", "^", "D", "v", "P")
-DENSE = Variant("dense", None, False)
+from interlace.reporting.sources import DENSE, Sources
+from interlace.reporting.timings import mean_interval
 
 
 @dataclass(frozen=True)
@@ -61,23 +60,25 @@ class Panel:
 
 def panels_of(results: Results, model: str, paper: Paper, seed: int = 0) -> list[Panel]:
     """Return a panel for each mode, limited first, that a timed variant was scored in."""
-    found = [_panel(results, model, mode, paper, seed) for mode in ("limited", "cot")]
+    sources = Sources(over_seeds(results), paper, {}, {}, Resampler(seed))
+    found = [_panel(sources, model, mode) for mode in ("limited", "cot")]
     return [panel for panel in found if any(p.variant != DENSE for p in panel.points)]
 
 
-def _panel(results: Results, model: str, mode: str, paper: Paper, seed: int) -> Panel:
+def _panel(sources: Sources, model: str, mode: str) -> Panel:
     """Return the model's variants that were scored in `mode` and timed; Dense needs no timing.
 
     All means run over the same benchmarks; seeds are averaged. Fine-tuning changes no shape, so a
     variant may be timed in either form.
     """
-    merged, resampler = over_seeds(results), Resampler(seed)
     scores = {
-        parse_variant(name): found
-        for (key, name, scored), found in merged.scores.items()
+        variant: sources.scores(variant, mode, model)
+        for key, name, scored in sources.results.scores
         if (key, scored) == (model, mode)
+        for variant in [parse_variant(name)]
     }
-    timings = {variant: _timings(results, model, variant) for variant in scores}
+    timings = {variant: sources.timings(model, variant) for variant in scores}
+    paper, seed = sources.paper, sources.resampler.seed
     both = {
         variant: {n for n in found if variant == DENSE or n in timings[variant]}
         for variant, found in scores.items()
@@ -86,18 +87,18 @@ def _panel(results: Results, model: str, mode: str, paper: Paper, seed: int) -> 
     names = [name for name in paper.names if name in shared]
     points = []
     for variant in sorted(chosen, key=lambda v: (v.order[0], v.id)):
-        own = {name: scores[variant][name] for name in names}
-        resampled = [resampler.of_score(score, name) for name, score in own.items()]
-        drawn = [each.scores for each in resampled if each is not None]
+        score, _ = combine(lambda own, _: averages.average(own, names), names, scores[variant])
+        assert score is not None  # `names` are benchmarks that all of `chosen` have
+        low, high = score.interval
         timed = {name: timings[variant][name] for name in names if variant != DENSE}
         points.append(
             Point(
                 variant,
                 float(np.mean([t.speedup for t in timed.values()])) if timed else 1.0,
-                float(np.mean([score.value for score in own.values()])),
+                score.value,
                 mean_interval(timed, seed),
-                _interval(np.mean(drawn, axis=0)) if len(drawn) == len(names) else None,
-                any(score.partial for score in own.values()),
+                None if low is None or high is None else (low, high),
+                score.partial,
             )
         )
     others = set().union(*both.values()) - shared if chosen else set()
@@ -125,25 +126,17 @@ def _common(both: Mapping[Variant, set[str]]) -> tuple[list[Variant], set[str]]:
     return chosen, shared
 
 
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
-    low, high = interval(values)
-    return (low, high) if np.isfinite([low, high]).all() else None
-
-
 def _remarks(variants: Sequence[Variant], names: Sequence[str], partial: bool) -> list[str]:
     remarks = []
     if partial:
         remarks.append("† from part of a benchmark (evaluation.limit)")
     if variants:
-        remarks.append(f"left out, on too few benchmarks: {', '.join(map(name, variants))}")
+        remarks.append(
+            f"left out, on too few benchmarks: {', '.join(v.full_label for v in variants)}"
+        )
     if names:
         remarks.append(f"benchmarks that not all have: {', '.join(names)}")
     return remarks
-
-
-def _timings(results: Results, model: str, variant: Variant) -> Mapping[str, Timing]:
-    either = (variant, Variant(variant.method, variant.ratio, not variant.tuned))
-    return next((t for v in either if (t := results.timings.get((model, v.id)))), {})
 
 
 @styled
@@ -210,11 +203,6 @@ def _draw(axes: Axes, point: Point, colour: str, marker: str) -> None:
     axes.plot([point.speedup], [point.score], marker, color=colour, markersize=5, **filled)
 
 
-def name(variant: Variant) -> str:
-    """Return the label of a point."""
-    return variant.label if variant.ratio is None else f"{variant.label} {variant.ratio:g} %"
-
-
 # Where a label may stand around its point: horizontal and vertical side, and how far off.
 _PLACES = [
     (h, v, distance)
@@ -237,7 +225,7 @@ def _write_labels(figure: Figure, axes: Axes, found: Sequence[Point]) -> None:
         best = None
         for h, v, distance in _PLACES:
             text = axes.annotate(
-                name(point.variant) + "†" * point.partial,
+                point.variant.full_label + "†" * point.partial,
                 (point.speedup, point.score),
                 xytext=(h * distance * 0.7, v * distance * 0.7),
                 textcoords="offset points",

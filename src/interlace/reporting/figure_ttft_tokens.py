@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from interlace.errors import InputError
 from interlace.reporting.figure_ttft import largest, model_panels, pair_title
-from interlace.reporting.figures import BLUE, INK, ORANGE, mark_standin, placeholder, styled
+from interlace.reporting.figures import BLUE, INK, MANY, ORANGE, mark_standin, placeholder, styled
 from interlace.reporting.paper import Paper
 from interlace.reporting.results import Results
 from interlace.reporting.timings import Timing
@@ -60,19 +60,19 @@ def draw_tokens(
 
 def _panel(axes: Axes, timings: Sequence[Timing]) -> bool:
     """Draw the samples of one model; return whether there was a roofline to draw."""
-    samples = [sample for timing in timings for sample in timing.samples]
-    if not samples:
+    timings = [timing for timing in timings if timing.samples]
+    if not timings:
         placeholder(axes, "no samples in the files")
         return False
     for timing in timings:
-        for number, sample in enumerate(timing.samples):
-            if sample.get("visual_tokens") is None:
-                raise InputError(
-                    f"{timing.file}: samples[{number}] has no visual_tokens; delete the file and run "
-                    "its stage again"
-                )
+        unknown = np.flatnonzero(np.isnan(timing.samples["visual_tokens"]))
+        if len(unknown):
+            raise InputError(
+                f"{timing.file}: samples[{unknown[0]}] has no visual_tokens; delete the file and run "
+                "its stage again"
+            )
     bounded = False
-    tokens = np.array([sample["visual_tokens"] for sample in samples])
+    tokens = _together(timings, "visual_tokens")
     if (tokens == 0).any():
         axes.set_xscale("symlog", linthresh=1)
     else:
@@ -81,15 +81,13 @@ def _panel(axes: Axes, timings: Sequence[Timing]) -> bool:
         axes.xaxis.set_minor_locator(LogLocator(base=2, numticks=12))
     axes.set_yscale("log")
     for side in ("dense", "pruned"):
-        times = [1000 * sample[f"{side}_s"] for sample in samples]
+        times = 1000 * _together(timings, f"{side}_s")
         style = {"color": COLOURS[side], "alpha": 0.55, "markeredgewidth": 0}
-        axes.plot(tokens, times, MARKERS[side], **style)
-        least = [sample.get(f"{side}_roofline_s") for sample in samples]
-        if all(value is not None for value in least):
+        axes.plot(tokens, times, MARKERS[side], rasterized=len(tokens) > MANY, **style)
+        least = 1000 * _together(timings, f"{side}_roofline_s")
+        if not np.isnan(least).any():
             bounded = True
-            distinct = np.unique(tokens)
-            line = [1000 * np.min(np.array(least)[tokens >= count]) for count in distinct]
-            axes.plot(distinct, line, color=COLOURS[side], linewidth=1.0)
+            axes.plot(*_lowest(tokens, least), color=COLOURS[side], linewidth=1.0)
     axes.grid(which="major")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -99,3 +97,16 @@ def _panel(axes: Axes, timings: Sequence[Timing]) -> bool:
     if high / low < 30:  # less than a decade and a half: a few more ticks
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     return bounded
+
+
+def _together(timings: Sequence[Timing], key: str) -> np.ndarray:
+    """Return a column of the samples of all files."""
+    return np.concatenate([timing.samples[key] for timing in timings])
+
+
+def _lowest(tokens: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each number of tokens once, and the lowest of all samples with as many or more."""
+    order = np.argsort(tokens, kind="stable")
+    lowest = np.minimum.accumulate(least[order][::-1])[::-1]
+    distinct, first = np.unique(tokens[order], return_index=True)
+    return distinct, lowest[first]

@@ -22,6 +22,7 @@ BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8C96A0", "#1B1F24"
 LIGHT = "#E3E7EB"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
 
 STYLE = {
     "font.family": "sans-serif",
@@ -55,6 +56,8 @@ STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "interlace",
 }
+MANY = 2000
+"""Points above which they are drawn as pixels, so that a page of them stays light."""
 P = ParamSpec("P")
 R = TypeVar("R")
 WIDE = 7.0

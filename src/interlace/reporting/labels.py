@@ -12,6 +12,8 @@ LABELS = {
     **{name: method.label for name, method in registry.METHODS.items() if name != "dense"},
 }
 """Names of methods in the order of tables."""
+MODE_LABELS = {"cot": "CoT", "limited": "Limited"}
+"""Names of modes in the order of tables."""
 _VARIANT = re.compile(
     r"(?P<method>[a-z][a-z0-9_]*)(?:-(?P<ratio>\d+(?:\.\d+)?))?(?P<tuned>-ft)?(?:-s(?P<seed>\d+))?",
     re.ASCII,
@@ -40,8 +42,17 @@ class Variant:
     @property
     def label(self) -> str:
         """The name in a table whose ratio is stated elsewhere."""
-        name = self._name
-        return name if self.seed is None else f"{name}, seed {self.seed}"
+        return f"{self._name}{self._seed}"
+
+    @property
+    def full_label(self) -> str:
+        """The name with the share of dropped layers, where there is nothing else to tell it."""
+        ratio = "" if self.ratio is None else f" {self.ratio:g} %"
+        return f"{self._name}{ratio}{self._seed}"
+
+    @property
+    def _seed(self) -> str:
+        return "" if self.seed is None else f", seed {self.seed}"
 
     @property
     def _name(self) -> str:

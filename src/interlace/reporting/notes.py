@@ -4,12 +4,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from interlace.evaluation.intervals import DEFINED, FEWEST_QUESTIONS, RESAMPLES
-from interlace.reporting.labels import model_label, parse_variant
+from interlace.reporting.labels import MODE_LABELS, model_label, parse_variant
 from interlace.reporting.layout import Table
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import Results
 
-MODE_LABELS = {"cot": "CoT", "limited": "Limited"}
 PAPER_TOKENS = {"cot": 16384, "limited": 50}
 SHARE_WORTH_SAYING = 0.01
 _ANSWERS = {
@@ -38,10 +37,9 @@ def device_notes(results: Results) -> list[str]:
     counts = sorted({t.num_samples for t in timings if t.num_samples})
     if not devices:
         return []
-    samples = (
-        f", {'-'.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))} samples per benchmark"
-    )
-    return [f"TTFT of ours: on {', '.join(devices)}{samples if counts else ''}."]
+    span = "-".join(dict.fromkeys(map(str, (*counts[:1], *counts[-1:]))))
+    samples = f", {span} samples per benchmark" if counts else ""
+    return [f"TTFT of ours: on {', '.join(devices)}{samples}."]
 
 
 def kernel_notes(results: Results, model: str) -> list[str]:
@@ -81,7 +79,7 @@ def interval_notes(table: Table, seed: int, measured: Collection[str] = ()) -> l
     lacking = sum(cell.low is None for cell in ours) - len(undefined)
     if not ours:
         return []
-    if table.number == 4:
+    if table.number in (4, "TTFT"):
         shown = lacking < len(ours)
         place = "Brackets" if table.intervals else "In the CSV"
         text = f"{place}: 95 % intervals of the speed-ups, bootstrap over the timed samples."
@@ -158,16 +156,11 @@ def answer_notes(results: Results, models: Mapping[str, Any]) -> list[str]:
             high = {n: share for n, share in shares.items() if share > SHARE_WORTH_SAYING}
             if high:
                 name = f"{model_label(model, models)} " if several else ""
-                label = _full_label(variant)
+                label = parse_variant(variant).full_label
                 parts.append(f"{name}{label}, {MODE_LABELS[mode]}: {_benchmarks(high)}")
         if parts:
             notes.append(f"Above 1 % of the answers {what}: {'; '.join(parts)}.")
     return notes
-
-
-def _full_label(name: str) -> str:
-    variant = parse_variant(name)
-    return variant.label if variant.ratio is None else f"{variant.label} {variant.ratio:g} %"
 
 
 def _benchmarks(shares: Mapping[str, float]) -> str:

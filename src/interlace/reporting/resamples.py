@@ -104,7 +104,7 @@ class Resampler:
 
 
 def _resampled(rows: pandas.DataFrame, seed: int, benchmark: str) -> Resampled:
-    questions = sorted(map(str, rows["question"]))  # as `intervals.same_questions`
+    questions = sorted(map(str, rows["question"]))
     scores = resampled_scores(rows, seed, benchmark)
     return Resampled(scores, digest(questions), len(set(questions)), (rows,), benchmark, seed)
 

@@ -23,8 +23,9 @@ class Score:
     `generation`: the settings it was generated with. `unparsed`, `empty`, `cut`: shares (0-1) of
     answers that could not be read, were empty, or ended at the limit on new tokens; None if not
     recorded. `files`: the results it was read from, and `outcomes` the Parquet files beside them,
-    none if one lacks its own. `tsv`: md5 of the benchmark's file. `by_seed`: where it is a mean over seeds, the score of each (the
-    run's own seed is None).
+    none if one lacks its own. `tsv`: md5 of the benchmark's file. `device`: what it was generated on,
+    cuda or cpu. `by_seed`: where it is a mean over seeds, the score of each (the run's own seed is
+    None).
     """
 
     value: float
@@ -45,6 +46,7 @@ class Score:
     files: tuple[Path, ...] = ()
     outcomes: tuple[Path, ...] = ()
     tsv: str | None = None
+    device: str | None = None
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
 
     def asked_like(self, other: "Score") -> bool:
@@ -167,6 +169,7 @@ def _score(body: dict[str, Any], file: Path) -> Score:
         files=(file,),
         outcomes=(outcomes,) if outcomes.exists() else (),
         tsv=(body.get("tsv") or {}).get("md5"),
+        device=body.get("device"),
     )
 
 

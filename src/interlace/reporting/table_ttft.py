@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from interlace.evaluation.ttft.sanity import check_sanity, needed
+import numpy as np
+
+from interlace.evaluation.ttft.ratios import STAGES
+from interlace.evaluation.ttft.sanity import TIMES, check_sanity
 from interlace.reporting import averages
 from interlace.reporting.labels import Variant, model_label, parse_variant
 from interlace.reporting.layout import Cell, Column, Row, Table
-from interlace.reporting.notes import cell_notes, device_notes, kernel_notes
+from interlace.reporting.notes import cell_notes, device_notes, interval_notes, kernel_notes
 from interlace.reporting.paper import ABLATION_RATIO, MODELS, OVERALL, Paper
 from interlace.reporting.results import Results
-from interlace.reporting.timings import SIDES, STAGES, Timing, check_timings_alike, mean_interval
+from interlace.reporting.timings import SIDES, Timing, check_timings_alike, mean_interval
 
 _SPEEDUP, _SHARE = "Speed-up (×)", "Share of the variant's TTFT (%)"
 STAGE_LABELS = {
@@ -44,13 +47,17 @@ def make_ttft_table(
     models: Mapping[str, Mapping[str, Any]],
     standin: Sequence[str] = (),
     *,
+    intervals: bool = False,
     seed: int = 0,
 ) -> Table:
     """Return a table with a row per model and timed variant, means over the benchmarks.
 
-    `seed` is that of the intervals, which draw samples within each benchmark. InputError names two
-    files that were not measured in the same way; what `check_sanity` finds is in the notes.
+    `intervals`: whether they are shown; `seed`: of theirs, which draw samples within each benchmark.
+    InputError names a model that is not in `models`, and two files that were not measured in the
+    same way; what `check_sanity` finds is in the notes.
     """
+    for model in sorted(results.models):
+        model_label(model, models)
     check_timings_alike(results.timings)
     rows, cells = [], {}
     for model in models:
@@ -60,7 +67,7 @@ def make_ttft_table(
             timings = results.timings[model, variant.id]
             row = Row(
                 f"{model} {variant.id}",
-                _label(variant),
+                variant.full_label,
                 attributes=(model_label(model, models),),
             )
             rows.append(row)
@@ -76,17 +83,13 @@ def make_ttft_table(
         cells,
         ("Model",),
         standin=results.standin_reasons(standin),
+        intervals=intervals,
     )
     table.notes = _notes(results) + device_notes(results)
     for model in models:
         table.notes += kernel_notes(results, model)
-    table.notes += _sanity_notes(results) + cell_notes(table)
+    table.notes += interval_notes(table, seed) + _sanity_notes(results) + cell_notes(table)
     return table
-
-
-def _label(variant: Variant) -> str:
-    ratio = "" if variant.ratio is None else f" {variant.ratio:g} %"
-    return f"{variant.label}{ratio}"
 
 
 def _printed(paper: Paper, size: str | None, variant: Variant) -> float | None:
@@ -165,13 +168,13 @@ def _sanity_notes(results: Results) -> list[str]:
     for (model, variant), found in results.timings.items():
         for benchmark, timing in found.items():
             try:
-                bodies.append(needed(_body(model, variant, benchmark, timing)))
+                bodies.append(_body(model, variant, benchmark, timing))
             except KeyError:
                 unchecked += 1
     notes = [f"Check this: {problem}." for problem in check_sanity(bodies)]
     if bodies and not notes:
         notes.append(
-            f"Checked over {len(bodies)} files: times are positive, stages add up to the total, decoders "
+            f"Checked over {len(bodies)} files: times are positive, no stage is negative, decoders "
             "are faster as their depths say, and variants of equal depth agree within their intervals."
         )
     if unchecked:
@@ -182,15 +185,14 @@ def _sanity_notes(results: Results) -> list[str]:
 def _body(model: str, variant: str, benchmark: str, timing: Timing) -> dict[str, Any]:
     """Return what `check_sanity` reads of a file; KeyError where it is not there."""
     body: dict[str, Any] = {"model": model, "variant": variant, "benchmark": benchmark}
-    body |= {"kernels": timing.kernels, "split": {}, "samples": []}
+    body |= {"kernels": timing.kernels, "split": {}, "samples": timing.samples}
+    if any(np.isnan(timing.samples[key]).any() for key in TIMES):
+        raise KeyError("samples")
     for side in SIDES:
         times, layers = getattr(timing, side), timing.facts.get(side, {}).get("num_layers")
         split = {stage: times.get(stage) for stage in STAGES}
-        if layers is None or None in split.values() or not timing.samples:
+        if layers is None or None in split.values():
             raise KeyError(side)
         body[side] = {"mean_s": times["total"], "num_layers": round(layers)}
         body["split"][side] = split
-    body["samples"] = [
-        {"index": str(number)} | sample for number, sample in enumerate(timing.samples)
-    ]
     return body

@@ -12,10 +12,9 @@ from interlace.reporting import averages
 from interlace.reporting.alike import check_alike
 from interlace.reporting.averages import Average
 from interlace.reporting.estimates import Estimate, Rule, combine
-from interlace.reporting.labels import Variant, method_label, model_label
+from interlace.reporting.labels import MODE_LABELS, Variant, method_label, model_label
 from interlace.reporting.layout import Cell, Column, Row, Table
 from interlace.reporting.notes import (
-    MODE_LABELS,
     answer_notes,
     cell_notes,
     device_notes,

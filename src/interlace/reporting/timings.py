@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from interlace.errors import InputError
+from interlace.evaluation.ttft.ratios import STAGES, draws, has_width, interval
 
-STAGES = ("vision", "projector", "decoder", "first_sampling", "rest")
-"""Of a first token, in their order, as `interlace.evaluation.ttft` tells them apart."""
 SIDES = ("dense", "pruned")
-RESAMPLES = 2000
-_BLOCK = 2**20  # drawn values at a time
-_ROUNDING = 1e-9  # a narrower interval, relatively, has no width
-
+_COLUMNS = (
+    "visual_tokens",
+    *(f"{side}{part}_s" for side in SIDES for part in ("", "_decoder", "_roofline")),
+)
 
 MADE_ALIKE = {
     "device": "model",
@@ -27,7 +26,9 @@ MADE_ALIKE = {
     "prompt": "run",
     "min_pixels": "benchmark",
     "max_pixels": "benchmark",
+    "num_samples": "benchmark",
     "kernels": "variant",
+    "provenance.versions.torch": "model",
 }
 """What TTFT files must have in common, and among which: those of a run, of a model, of a benchmark
 (of a model), of a variant. Two models may have been timed on two devices."""
@@ -37,13 +38,14 @@ MADE_ALIKE = {
 class Timing:
     """Time to first token of a variant beside dense on one benchmark; times in seconds.
 
-    `dense` and `pruned` map `total`, each of `STAGES` and `end_to_end` to mean seconds (None if not
-    measured); `preprocessing` is the same for both. `facts` map what else was measured of a side
+    `dense` and `pruned` map `total` and each of `STAGES` to mean seconds (None if not measured);
+    `preprocessing` is the same for both. `facts` map what else was measured of a side
     to its number, under the names of the file (`decode_tokens_per_s`, `peak_memory_bytes`,
     `weights_disk_bytes`, `num_layers`). `decoder` is the speed-up of the decoder alone, `possible`
     the roofline's of the whole. `kernels` are those of the variant's decoder, dense or
     semi_structured, and `kernels_reason` why. `made` maps the keys of `MADE_ALIKE` to what `file`
-    says of them, None if nothing. `samples` are those of the file.
+    says of them, None if nothing. `samples` are those of the file by column, none in an older one:
+    `index`, and times and visual tokens as numbers, NaN where the file does not say.
     """
 
     speedup: float
@@ -64,7 +66,7 @@ class Timing:
     memory_kind: str | None = None
     made: dict[str, Any] = field(default_factory=dict)
     file: Path | None = None
-    samples: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    samples: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
 
 FACTS = ("num_layers", "decode_tokens_per_s", "peak_memory_bytes", "weights_disk_bytes")
@@ -82,15 +84,16 @@ def read_timing(body: dict[str, Any], file: Path) -> Timing:
         times[side] = {
             "total": checked.number(side, "mean_s", required=True),
             **{stage: checked.number("split", side, f"{stage}_s", least=None) for stage in STAGES},
-            "end_to_end": checked.number("end_to_end", side, "mean_s"),
         }
         facts[side] = {fact: checked.number(side, fact) for fact in FACTS}
     samples = checked.samples()
     low, high = checked.interval("speedup_interval")
+    if samples and len(samples["index"]) == 1:
+        low = high = None
     timing = Timing(
         speedup=checked.number("speedup", required=True),
-        low=low if len(samples) != 1 else None,
-        high=high if len(samples) != 1 else None,
+        low=low,
+        high=high,
         num_samples=checked.count("num_samples"),
         fixture=bool(body.get("fixture")),
         device=checked.text("device"),
@@ -103,7 +106,7 @@ def read_timing(body: dict[str, Any], file: Path) -> Timing:
         possible=checked.number("roofline", "speedup"),
         end_to_end=checked.number("end_to_end", "ratio"),
         memory_kind=checked.text("memory_kind"),
-        made={key: checked.plain(key) for key in MADE_ALIKE},
+        made={key: checked.plain(*key.split(".")) for key in MADE_ALIKE},
         file=file,
         samples=samples,
     )
@@ -163,10 +166,10 @@ class _Body:
             raise self.wrong(key, value, "a text")
         return value
 
-    def plain(self, key: str) -> str | float | None:
-        value = self.get(key)
+    def plain(self, *path: str) -> str | float | None:
+        value = self.get(*path)
         if value is not None and not isinstance(value, str | int | float):
-            raise self.wrong(key, value, "a text or a number")
+            raise self.wrong(".".join(path), value, "a text or a number")
         return value
 
     def interval(self, key: str) -> tuple[float, float] | tuple[None, None]:
@@ -182,13 +185,16 @@ class _Body:
         ):
             raise self.wrong(key, value, "two positive numbers in their order, or null")
         low, high = map(float, value)
-        return (low, high) if _has_width(low, high) else (None, None)
+        return (low, high) if has_width(low, high) else (None, None)
 
-    def samples(self) -> tuple[dict[str, Any], ...]:
-        """Return the samples; an older file has none of them."""
+    def samples(self) -> dict[str, np.ndarray]:
+        """Return the samples by column; an older file has none of them.
+
+        As arrays of what is read alone: the paper's run has 26,600 samples a variant.
+        """
         rows = self.get("samples")
         if rows is None:
-            return ()
+            return {}
         if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
             raise self.wrong("samples", rows, "a list of samples")
         for number, row in enumerate(rows):
@@ -197,24 +203,30 @@ class _Body:
             for key, value in row.items():
                 if (key.endswith("_s") or key == "visual_tokens") and value is not None:
                     self._number(f"samples[{number}].{key}", value, _least(key))
-        return tuple(rows)
+        columns = {
+            key: np.array([row.get(key) for row in rows], dtype=float)  # None becomes NaN
+            for key in _COLUMNS
+        }
+        return columns | {
+            "index": np.array([str(row.get("index", number)) for number, row in enumerate(rows)])
+        }
 
     def compare(self, timing: Timing) -> None:
         """InputError where means, speed-ups or the count are not those of the samples."""
         samples = timing.samples
         given: dict[str, tuple[float | None, float]] = {
-            "num_samples": (timing.num_samples, len(samples))
+            "num_samples": (timing.num_samples, len(samples["index"]))
         }
-        dense, pruned = (float(np.mean([s[f"{side}_s"] for s in samples])) for side in SIDES)
+        dense, pruned = (float(samples[f"{side}_s"].mean()) for side in SIDES)
         given |= {
             "dense.mean_s": (timing.dense["total"], dense),
             "pruned.mean_s": (timing.pruned["total"], pruned),
             "speedup": (timing.speedup, dense / pruned),
         }
-        keys = [f"{side}_decoder_s" for side in SIDES]
-        if all(sample.get(key) for sample in samples for key in keys):
-            parts = [float(np.mean([sample[key] for sample in samples])) for key in keys]
-            given["decoder_speedup.ratio"] = (timing.decoder, parts[0] / parts[1])
+        parts = [samples[f"{side}_decoder_s"] for side in SIDES]
+        if all((part > 0).all() for part in parts):
+            again = float(parts[0].mean() / parts[1].mean())
+            given["decoder_speedup.ratio"] = (timing.decoder, again)
         for key, (value, again) in given.items():
             if value is not None and not math.isclose(value, again, rel_tol=1e-6):
                 raise self.wrong(key, value, f"{again:.9g}, which its samples give")
@@ -254,10 +266,6 @@ def check_timings_alike(timings: Mapping[tuple[str, str], Mapping[str, Timing]])
                     )
 
 
-def _has_width(low: float, high: float) -> bool:
-    return high - low > _ROUNDING * high
-
-
 def mean_interval(
     timings: Mapping[str, Timing], seed: int = 0, stage: str = ""
 ) -> tuple[float, float] | None:
@@ -271,21 +279,15 @@ def mean_interval(
     drawn_means = []
     for name in sorted(timings):
         samples = timings[name].samples
-        if len(samples) < 2 or not all(sample.get(key) for sample in samples for key in keys):
+        if not samples or len(samples["index"]) < 2:
             return None
-        dense, pruned = (np.array([sample[key] for sample in samples]) for key in keys)
-        rng = np.random.default_rng([seed, len(samples), *name.encode()])
-        rows = max(1, _BLOCK // len(samples))
-        ratios = []
-        for start in range(0, RESAMPLES, rows):
-            size = (min(rows, RESAMPLES - start), len(samples))
-            drawn = rng.integers(len(samples), size=size)
-            ratios.append(dense[drawn].sum(axis=1) / pruned[drawn].sum(axis=1))
+        dense, pruned = (samples[key] for key in keys)
+        if not ((dense > 0).all() and (pruned > 0).all()):  # NaN too
+            return None
+        rng = np.random.default_rng([seed, len(dense), *name.encode()])
+        ratios = [a.sum(axis=1) / b.sum(axis=1) for a, b in draws(dense, pruned, rng)]
         drawn_means.append(np.concatenate(ratios))
-    if not drawn_means:
-        return None
-    low, high = map(float, np.percentile(np.mean(drawn_means, axis=0), [2.5, 97.5]))
-    return (low, high) if _has_width(low, high) else None
+    return interval(np.mean(drawn_means, axis=0)) if drawn_means else None
 
 
 def get_key(body: Any, key: str, file: Path) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.reporting import render
+from interlace.reporting.alike import check_alike
 from interlace.reporting.paper import load_paper
 from interlace.reporting.results import load_results
 from interlace.reporting.timings import check_timings_alike
@@ -25,8 +26,8 @@ def build_ttft_table(
     """
     from interlace.reporting.table_ttft import make_ttft_table
 
-    table = make_ttft_table(load_results(files), load_paper(), models, standin, seed=seed)
-    table.intervals = intervals
+    results = load_results(files)
+    table = make_ttft_table(results, load_paper(), models, standin, intervals=intervals, seed=seed)
     render.write_table(table, stem)
 
 
@@ -72,6 +73,7 @@ def build_ttft_accuracy(
     from interlace.reporting.figures import write_figure
 
     results = load_results([*evaluation_files, *ttft_files])
+    check_alike(results)
     check_timings_alike(results.timings)
     reasons = results.standin_reasons(standin)
     write_figure(draw_accuracy(results, model, load_paper(), label, reasons, seed=seed), stem)

@@ -58,7 +58,8 @@ class Arc:
         self._start: tuple[int, int] | None = None  # group, and place among its rows
         self._middle: int | None = None  # the group of the start that was accepted
         self._needs = [0, 0]  # rows still needed on the left and on the right
-        self._ends = [0, 0]  # the last group on the left and on the right
+        # The last group on the left and on the right; None for one that has given all its rows.
+        self._ends: list[int | None] = [None, None]
         self._others: list[int] = []  # the circle from right to left of the middle
         self._low = self._high = 0  # those between are not looked at
         self._settled = self._over = False
@@ -108,7 +109,7 @@ class Arc:
             self._over = True
             return usable < sum(self._needs)
         self._needs[side] -= usable
-        self._ends[side] = group
+        self._ends[side] = group if self._needs[side] <= 0 else None
         return self._needs[side] > 0
 
     # -- the start ------------------------------------------------------------------------------
@@ -177,6 +178,9 @@ class Arc:
         if len(needy) != 1 or self._over:
             return []
         group = self._ends[1 - needy[0]]
+        if group is None:
+            self._over = True
+            return []
         if group != self._middle:
             return [group]
         self._over = True

@@ -10,6 +10,7 @@ An export puts one `<image>` line per image at the head of the first message, wh
 messages have the images. A literal `<image>` or `<video>` that a user typed would count as one
 more, so it gets a zero-width space (U+200B) before its name; the import takes one away again,
 so that any text survives the round trip. Answers are not searched for images and stay as they are.
+Exported is what this project would fine-tune on: no sample that is held out for calibration.
 
     python -m interlace.sampling.conversations <file.json or .jsonl> <folder>
 
@@ -28,20 +29,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interlace.data.chat import finetune_ids
 from interlace.data.images import ImageDecodeError, image_format
 from interlace.errors import InputError
 from interlace.io import atomic_path, read_json, write_json
 from interlace.progress import track
 from interlace.sampling.domain import IMAGES, TEXTS
+from interlace.sampling.source import OWN_FILES
+from interlace.sampling.writer import RowWriter
 
 JSON_NAME = "conversations.json"
 _COUNTS = "import.json"
-_TAKEN = (_COUNTS, "manifest.parquet", "samples.json")  # what an import and a sample hold beside
+_TAKEN = (_COUNTS, *OWN_FILES)  # what an import and a sample hold beside
 TAG = "<image>"
 MOST_IMAGE_BYTES = 256 * 1024**2
 """An image file that is larger is left alone."""
-GROUP_ROWS = 64  # of an imported row group
-_IMPORTED = pa.schema([("images", IMAGES), ("texts", TEXTS), ("id", pa.string())])
+_IMPORTED = pa.schema([("images", IMAGES), ("texts", TEXTS)])  # and the id
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
 
@@ -54,12 +57,14 @@ def export_conversations(samples: str | Path, out: str | Path) -> dict[str, int]
 
     Images keep the bytes they have in the samples, under the suffix of their true format; paths in
     the JSON are relative to its folder. Returns how many samples, images and literal tags there
-    were. Raises `InputError` for a folder without samples.
+    were, and how many samples are held out of fine-tuning and left out here. Raises `InputError` for
+    a folder without samples or without their manifest.
     """
     files = sorted(Path(samples).glob("*/*.parquet"))
     if not files:
         raise InputError(f"{samples}: holds no samples; run the stage `samples` first")
-    counts = {"samples": 0, "images": 0, "escaped": 0}
+    wanted = finetune_ids(samples)
+    counts = {"samples": 0, "images": 0, "escaped": 0, "held_out": 0}
     with (
         atomic_path(out, directory=True) as partial,
         (partial / JSON_NAME).open("w", encoding="utf-8") as stream,
@@ -69,6 +74,9 @@ def export_conversations(samples: str | Path, out: str | Path) -> dict[str, int]
         for path in track(files, "exporting conversations", unit="file"):
             subset = path.parent.name
             for row in _rows(path):
+                if wanted is not None and row["id"] not in wanted:
+                    counts["held_out"] += 1
+                    continue
                 item = _to_item(row, subset, numbers[subset], partial, counts)
                 numbers[subset] += 1
                 stream.write(separator + json.dumps(item))
@@ -79,11 +87,11 @@ def export_conversations(samples: str | Path, out: str | Path) -> dict[str, int]
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        for batch in pq.ParquetFile(path).iter_batches(
-            GROUP_ROWS, columns=["id", "images", "texts"]
-        ):
-            yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=["id", "images", "texts"])
+            yield from table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: not a readable samples file ({reason}); draw again") from error
 
@@ -168,11 +176,10 @@ def import_conversations(path: str | Path, out: str | Path) -> dict[str, Any]:
         for name, rows in track(sorted(subsets.items()), "importing", unit="subset"):
             (partial / name).mkdir()
             file = partial / name / "train-00000-of-00001.parquet"
-            with pq.ParquetWriter(file, _IMPORTED) as writer:
-                for start in range(0, len(rows), GROUP_ROWS):
-                    part = rows[start : start + GROUP_ROWS]
-                    loaded = [_load_images(row, missing) for row in part]
-                    writer.write_table(pa.Table.from_pylist(loaded, schema=_IMPORTED))
+            with RowWriter(file, _IMPORTED) as writer:
+                for row in rows:
+                    loaded = _load_images(row, missing)
+                    writer.add(pa.Table.from_pylist([loaded], schema=_IMPORTED), row["id"])
         counts["no_image"] = dict(missing)
         write_json(partial / _COUNTS, counts)
     return counts

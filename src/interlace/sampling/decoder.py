@@ -10,7 +10,6 @@ child whose memory and CPU time are limited, and which spools the rows itself.
 import atexit
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from interlace.sampling import decoding
+from interlace.sampling.child import Child
 from interlace.sampling.decoding import MOST_CPU_S, READY, Task, UnreadableRowGroupError
 
 SLACK = 256 * 1024**2
@@ -38,17 +38,17 @@ class Decoders:
 
     def __init__(self, at_once: int | None = None) -> None:
         """`at_once`: how many may decode at one time, by default the cores of this process."""
-        self._at_once = at_once or len(os.sched_getaffinity(0))
+        self._at_once = at_once or _cores()
         self._room = Room(self._at_once)
         self._lock = threading.Lock()
-        self._idle: list[_Child] = []
+        self._idle: list[_Decoder] = []
         self._children = 0
 
     def start(self) -> None:
         """Start a child unless there is one; it gets ready while the first bytes are fetched."""
         with self._lock:
             if not self._children:
-                self._idle.append(_Child())
+                self._idle.append(_Decoder())
                 self._children += 1
 
     def spool(
@@ -110,15 +110,15 @@ class Decoders:
             partial.unlink(missing_ok=True)
         return outcome, detail
 
-    def _take(self, fresh: bool) -> "_Child":
+    def _take(self, fresh: bool) -> "_Decoder":
         with self._lock:
             if self._idle and not fresh:
                 return self._idle.pop()
-            child = _Child()
+            child = _Decoder()
             self._children += 1
         return child
 
-    def _put_back(self, child: "_Child", keep: bool) -> None:
+    def _put_back(self, child: "_Decoder", keep: bool) -> None:
         with self._lock:
             if keep:
                 self._idle.append(child)
@@ -148,24 +148,22 @@ class Room:
                 self._changed.notify_all()
 
 
-class _Child:
-    """A process that runs this module; it ends when the one that started it is gone."""
+class _Decoder:
+    """A child that decodes."""
 
     def __init__(self) -> None:
-        paths = os.pathsep.join(path for path in sys.path if path)
         # No threads to wait for at the start, no allocator that reserves addresses ahead, and
         # memory is kept from one row group to the next: new pages are half of the time.
-        lean = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
-                "ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1",
-                "MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}  # fmt: skip
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", decoding.__name__],
-            env=os.environ | lean | {"PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # "terminate called after throwing ..."
+        self._child = Child(
+            decoding.__name__,
+            OMP_NUM_THREADS="1",
+            OPENBLAS_NUM_THREADS="1",
+            ARROW_DEFAULT_MEMORY_POOL="system",
+            MALLOC_ARENA_MAX="1",
+            MALLOC_MMAP_THRESHOLD_=str(2**25),
+            MALLOC_TRIM_THRESHOLD_=str(2**27),
         )
-        self.pid = self._process.pid
+        self.pid, self.close = self._child.pid, self._child.close
         self._ready = False
 
     def ask(
@@ -178,34 +176,21 @@ class _Child:
         path: Path,
     ) -> tuple[str, Any]:
         """Return the outcome and its detail; `ended` and None where the child ended over it."""
-        asked, answers = self._process.stdin, self._process.stdout
-        assert asked is not None
-        assert answers is not None
-        if not self._ready and answers.readline() != READY:
+        if not self._ready and self._child.ask() != READY:
             raise OSError(f"{sys.executable} -m {decoding.__name__} does not start")
         self._ready = True
         picked = b"" if rows is None else np.asarray(rows, np.int64).tobytes()
         head = {"task": asdict(task), "limit": limit, "path": str(path), "all": rows is None,
                 "lengths": [len(footer), len(data), len(picked)]}  # fmt: skip
-        try:
-            for part in (json.dumps(head).encode() + b"\n", footer, data, picked):
-                asked.write(part)
-            asked.flush()
-            line = answers.readline()
-        except BrokenPipeError:
-            line = b""
-        return tuple(json.loads(line)) if line.endswith(b"\n") else ("ended", None)
+        line = self._child.ask(json.dumps(head).encode() + b"\n", footer, data, picked)
+        return ("ended", None) if line is None else tuple(json.loads(line))
 
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # it still held bytes for a child that is gone
-                continue
+
+def _cores() -> int:
+    """Return how many cores this process may use; not all systems know of less than all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 DECODERS = Decoders()

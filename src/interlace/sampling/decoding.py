@@ -16,16 +16,16 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from interlace.sampling.child import address_space, limit
 from interlace.sampling.footer_parser import unpack
-from interlace.sampling.ranges import one_line
 from interlace.sampling.schemas import conform
+from interlace.secrets import one_line
 
 READY = b"ready\n"
 MOST_CPU_S = 300  # a row group; a gigabyte takes less than ten
@@ -139,11 +139,14 @@ def _serve(tasks: "queue.SimpleQueue[_Asked]", answers: BinaryIO) -> None:
     answers.flush()
     while True:
         head, parts = tasks.get()
-        _limit(resource.RLIMIT_AS, _address_space() + head["limit"])
-        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + MOST_CPU_S)
+        taken = address_space()
+        if taken is not None:
+            limit(resource.RLIMIT_AS, taken + head["limit"])
+        limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + MOST_CPU_S)
         answer = _answer(head, *parts)
         del parts
-        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        if taken is not None:
+            limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
@@ -183,21 +186,8 @@ def _metadata(footer: bytes) -> pq.FileMetaData:
 _schema = functools.lru_cache(8)(unpack)
 
 
-def _address_space() -> int:
-    """Return the bytes of address space that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * resource.getpagesize()
-
-
-def _limit(what: int, most: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    unlimited = resource.RLIM_INFINITY
-    soft = min((n for n in (most, hard) if n != unlimited), default=unlimited)
-    resource.setrlimit(what, (soft, hard))
-
-
 if __name__ == "__main__":
-    _limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CORE, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent's pipe
     asked: "queue.SimpleQueue[_Asked]" = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, asked), daemon=True).start()

@@ -18,13 +18,13 @@ from interlace.errors import InputError
 from interlace.io import read_json, write_json
 from interlace.sampling.decoder import DECODERS, Room
 from interlace.sampling.decoding import Task, UnreadableRowGroupError
-from interlace.sampling.decoding import decode_group as decode_group  # what a child does
 from interlace.sampling.footer_parser import pack
 from interlace.sampling.footer_store import FooterStore
 from interlace.sampling.footers import fetch_footer, forget
 from interlace.sampling.index import SubsetFooters
-from interlace.sampling.ranges import RangeReader, one_line
+from interlace.sampling.ranges import RangeReader
 from interlace.sampling.source import Source, cache_folder
+from interlace.secrets import one_line
 
 MOST_UNPACKED = 1024**3
 """Bytes; a row group whose footer announces more is left alone: memory would not hold it. One that
@@ -77,7 +77,8 @@ class Fetcher:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # What is under way is spooled before an error leaves, the rest isn't begun.
+        # What is under way is spooled before an error leaves, the rest isn't begun or tried again.
+        self._reader.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         DECODERS.close(but=1)  # the next subset need not wait for its first
 

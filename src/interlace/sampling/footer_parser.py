@@ -10,10 +10,8 @@ import base64
 import json
 import os
 import resource
-import select
 import signal
 import struct
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interlace.sampling.ranges import one_line
+from interlace.sampling.child import Child, address_space, limit
+from interlace.secrets import one_line
 
 LONGEST_PARSE_S = 60.0
 MOST_MEMORY = 8 * 1024**3  # of the child, in bytes of address space
@@ -49,7 +48,7 @@ class FooterParser:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._owner = 0
 
     def parse(self, footer: bytes, size: int) -> Parsed:
@@ -60,19 +59,10 @@ class FooterParser:
         """
         with self._lock:
             child = self._running()
-            assert child.stdin is not None
-            assert child.stdout is not None
-            try:
-                child.stdin.write(_HEAD.pack(len(footer), size) + footer)
-                child.stdin.flush()
-                ready, _, _ = select.select([child.stdout], [], [], LONGEST_PARSE_S)
-                line = child.stdout.readline() if ready else b""
-            except BrokenPipeError:
-                line = b""
-            if not line.endswith(b"\n"):
-                child.kill()
-                status = child.wait()
-                self._drop()
+            head = _HEAD.pack(len(footer), size)
+            line = child.ask(head, footer, patience_s=LONGEST_PARSE_S)
+            if line is None:
+                status, self._child = child.close(), None
                 return _refused(f"the Parquet reader does not survive its footer (status {status})")
         answer = json.loads(line)
         groups = np.array(answer["groups"], np.int64).reshape(-1, len(SPAN))
@@ -82,32 +72,13 @@ class FooterParser:
         """End the child, if there is one."""
         with self._lock:
             if self._child is not None and self._owner == os.getpid():
-                self._child.kill()
-                self._child.wait()
-                self._drop()
+                self._child.close()
+                self._child = None
 
-    def _running(self) -> "subprocess.Popen[bytes]":
+    def _running(self) -> Child:
         if self._child is None or self._owner != os.getpid():  # a fork shares no child
-            paths = os.pathsep.join(path for path in sys.path if path)
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                env=os.environ | {"PYTHONPATH": paths},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # "terminate called after throwing ..."
-            )
-            self._owner = os.getpid()
+            self._child, self._owner = Child(__name__), os.getpid()
         return self._child
-
-    def _drop(self) -> None:
-        assert self._child is not None
-        for pipe in (self._child.stdin, self._child.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # it still held bytes for a child that is gone
-                continue
-        self._child = None
 
 
 PARSER = FooterParser()
@@ -218,14 +189,9 @@ def _serve(asked: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _limit(what: int, most: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(what, (soft, hard))
-
-
 if __name__ == "__main__":
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_AS, MOST_MEMORY)
+    limit(resource.RLIMIT_CORE, 0)
+    if address_space() is not None:
+        limit(resource.RLIMIT_AS, MOST_MEMORY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent's pipe
     _serve(sys.stdin.buffer, sys.stdout.buffer)

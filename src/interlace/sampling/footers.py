@@ -30,6 +30,7 @@ from interlace.sampling.schemas import unify
 from interlace.sampling.source import Shard, Source
 
 FIRST_GUESS = 48 * 1024  # twenty row groups of FineVision's thirteen columns need about 40 kB
+MOST_FOOTER = 64 * 1024**2  # bytes; two thousand row groups of a hundred columns need less
 _MAGIC = 8  # bytes of footer length and magic number at the end of a file
 
 
@@ -68,6 +69,7 @@ def read_footers(
                 for name in {shard.subset for shard in doubted}:
                     found[name] = _gather(known[name], shards[name])
         except BaseException:
+            reader.stop()
             pool.shutdown(cancel_futures=True)
             raise
     for name in sorted(unsaved | {shard.subset for shard in (*missing, *doubted)}):
@@ -208,6 +210,10 @@ def _read_once(
     length = int.from_bytes(tail[-8:-4], "little") + _MAGIC
     if tail[-4:] != b"PAR1" or length > shard.size:
         return _Footer(shard, "truncated or not Parquet (it does not end in a footer)")
+    if length > MOST_FOOTER:
+        return _Footer(
+            shard, f"announces a footer of {length} bytes; at most {MOST_FOOTER} are read"
+        )
     if length > asked:
         tail = reader.read(path, shard.size - length, length - asked) + tail
     footer = tail[-length:]

@@ -20,9 +20,10 @@ from interlace.sampling.fetch import MOST_UNPACKED
 from interlace.sampling.footer_store import move_footers
 from interlace.sampling.footers import read_footers
 from interlace.sampling.index import SubsetFooters, load_index, save_index
-from interlace.sampling.ranges import RangeReader, masked
+from interlace.sampling.ranges import RangeReader
 from interlace.sampling.settings import UNITS, complete, plan_settings
 from interlace.sampling.source import Source, cache_folder, list_shards, open_source
+from interlace.secrets import masked
 
 # ASSUME: at most so many subsets are fetched at the same time, each with a spool of its own.
 JOBS = 8

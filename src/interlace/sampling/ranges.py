@@ -9,18 +9,13 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from fsspec.implementations.cached import CachingFileSystem
-
 from interlace.errors import InputError
+from interlace.secrets import one_line
 
 T = TypeVar("T")
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
-# Between scheme and host of an address; not a port and a path that has an @.
-PASSWORD = r"://[^/@\s'\"]*:(?!\d+(?:/|$))[^@\s'\"]*@"
-# A user name alone is a token where HTTP is spoken; elsewhere it may be a container or a login.
-TOKEN = r"(?i:https?|webdavs?|davs?)://[^/@\s'\"]+@"
 LONGEST_RETRY_AFTER_S = 300.0  # a hub's rate limit is over in five minutes
 _RETRIED = (408, 429)  # and every 5xx
 _NETWORK_LIBRARIES = ("httpx2", "httpx", "httpcore", "aiohttp", "botocore", "urllib3", "requests")
@@ -53,9 +48,11 @@ class RangeReader:
         # fsspec's buffered files read ahead by megabytes unless told otherwise; its asynchronous
         # filesystems ask for the range itself and know no such option, those that keep blocks on
         # disk set it themselves.
+        from fsspec.implementations.cached import CachingFileSystem
+
         own = filesystem.async_impl or isinstance(filesystem, CachingFileSystem)
         self._options = {} if own else {"cache_type": "none"}
-        self._lock = threading.Lock()
+        self._lock, self._stopped = threading.Lock(), threading.Event()
         self.requests = self.received = self.failed = 0
 
     def read(self, path: str, start: int, length: int) -> bytes:
@@ -84,8 +81,16 @@ class RangeReader:
                 self.failed += 1
 
         return persist(
-            attempt, f"{path}: bytes {start} to {start + length}", self._retries, failed=note
+            attempt,
+            f"{path}: bytes {start} to {start + length}",
+            self._retries,
+            failed=note,
+            wait=self._stopped.wait,
         )
+
+    def stop(self) -> None:
+        """Wait no longer: what failed and would be tried again, in any thread, fails for good."""
+        self._stopped.set()
 
 
 def persist(
@@ -93,16 +98,18 @@ def persist(
     what: str,
     retries: int,
     failed: Callable[[], None] | None = None,
+    wait: Callable[[float], bool | None] | None = None,
 ) -> T:
     """Return `attempt()`, tried again after a passing failure, at most `retries` times.
 
-    Passing are 408, 429, 5xx, broken connections, time-outs and short bodies. The wait doubles
-    from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
-    in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them.
+        Passing are 408, 429, 5xx, broken connections, time-outs and short bodies. The wait doubles
+        from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
+        in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them, `wait`
+    in place of `time.sleep`; if it returns True, that was the last attempt.
 
-    Raises `InputError`, one line that begins with `what`: at once for a file that is not there,
-    that may not be read or that the server refuses otherwise, else for the last failure. Other
-    errors pass through. No cause is chained to it, since that may name a signed address.
+        Raises `InputError`, one line that begins with `what`: at once for a file that is not there,
+        that may not be read or that the server refuses otherwise, else for the last failure. Other
+        errors pass through. No cause is chained to it, since that may name a signed address.
     """
     for number in range(retries + 1):
         try:
@@ -127,30 +134,18 @@ def persist(
                     f"{what}: refused with HTTP {status} ({one_line(error)}); check data.path and "
                     "data.revision, or use a local copy"
                 ) from None
-            if number == retries:
+            last = number == retries
+            if not last:
+                if failed is not None:
+                    failed()
+                last = (wait or time.sleep)(_wait(error, number))
+            if last:
                 tries = f"{number + 1} attempts" if number else "1 attempt"
                 raise InputError(
                     f"{what}: {tries} failed, the last with {one_line(error)}; run again to go on "
                     "from here, or raise data.retries"
                 ) from None
-            if failed is not None:
-                failed()
-            time.sleep(_wait(error, number))
     raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's first line with its type; secrets in addresses are left out."""
-    text = str(error).strip().splitlines()
-    text = masked(text[0]) if text else ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def masked(text: str) -> str:
-    """Return a text whose addresses have neither passwords nor queries, which may be signatures."""
-    text = re.sub(PASSWORD, "://...@", text)
-    text = re.sub(TOKEN, lambda found: f"{found[0].partition('://')[0]}://...@", text)
-    return re.sub(r"(\w://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text)
 
 
 def _status(error: BaseException) -> int | None:

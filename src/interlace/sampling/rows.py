@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from interlace.data.images import ImageDecodeError, decode_image
 from interlace.sampling import domain
-from interlace.sampling.ranges import one_line
 from interlace.sampling.schemas import plain
 from interlace.sampling.values import (
     RejectedRow,
@@ -29,6 +28,7 @@ from interlace.sampling.values import (
     fields,
     length,
 )
+from interlace.secrets import one_line
 
 REASONS = (
     "too_many_images",
@@ -46,7 +46,6 @@ REASONS = (
 MAX_ASPECT_RATIO = 200
 """Longer to shorter side; Qwen's image processor refuses what lies above (`smart_resize`)."""
 
-FORMATS = ("finevision", *domain.COLUMNS)
 _FINEVISION = {"images": ("bytes",), "texts": ("user", "assistant")}
 _OURS = {"images": domain.IMAGES, "texts": domain.TEXTS}
 
@@ -88,7 +87,7 @@ def examine(values: pa.Table, settings: dict[str, Any]) -> Verdict:
     try:
         # A copy, so that neither the check nor a kept row drags its whole row group along.
         values = values.take([0])
-        if settings.get("format", "finevision") == "finevision":
+        if settings["format"] == "finevision":
             verdict = _examine_conversation(values, settings, entry)
         else:
             verdict = _examine_question(values, settings, entry)
@@ -117,7 +116,7 @@ def _examine_conversation(
     _check_count(entry["num_images"], settings)
     detail = None
     most = settings["max_turns"]
-    if settings.get("long_conversations", "reject") == "cut":
+    if settings["long_conversations"] == "cut":
         kept = (most + 1) // 2
         if turns > kept:
             values = _cut(values, turns, kept)
@@ -164,7 +163,7 @@ def kept_schema(schema: pa.Schema, settings: dict[str, Any]) -> pa.Schema:
     text `source_id`, null where it has none. In place of the source's metadata stands what tells
     `datasets` that they are images, for it to decode them.
     """
-    if settings.get("format", "finevision") != "finevision":
+    if settings["format"] != "finevision":
         schema = domain.records_schema(schema)
     columns = [
         field.with_type(_OURS.get(field.name, field.type))
@@ -179,7 +178,7 @@ def kept_schema(schema: pa.Schema, settings: dict[str, Any]) -> pa.Schema:
 
 def dropped_fields(schema: pa.Schema, settings: dict[str, Any]) -> list[str]:
     """Return what of rows with `schema` is not written: fields of structs beside ours, columns in our place."""
-    if settings.get("format", "finevision") != "finevision":
+    if settings["format"] != "finevision":
         structs, whole = {"image": domain.IMAGES}, [c for c in schema.names if c in _OURS]
     else:
         structs, whole = _OURS, []
@@ -196,7 +195,7 @@ def dropped_fields(schema: pa.Schema, settings: dict[str, Any]) -> list[str]:
 
 def schema_complaint(schema: pa.Schema, settings: dict[str, Any]) -> str | None:
     """Return why rows with `schema` cannot be read in the format that is set; None if they can."""
-    format = settings.get("format", "finevision")
+    format = settings["format"]
     needed = _FINEVISION if format == "finevision" else dict.fromkeys(domain.COLUMNS[format], ())
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if twice:

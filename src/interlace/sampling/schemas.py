@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interlace.sampling.ranges import one_line
+from interlace.secrets import one_line
 
 
 def unify(schemas: list[pa.Schema]) -> tuple[pa.Schema, dict[int, str]]:

@@ -40,7 +40,7 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
         if not 0 < float(full[key]) <= 1:
             raise InputError(f"data.{key}: {full[key]} is not above 0 and at most 1")
     for key, least in (
-        ("min_per_subset", 0), ("max_images", 0), ("max_turns", 0), ("workers", 1), ("retries", 0),
+        ("min_per_subset", 0), ("max_images", 0), ("max_turns", 1), ("workers", 1), ("retries", 0),
     ):  # fmt: skip
         if int(full[key]) < least:
             raise InputError(f"data.{key}: {full[key]} is less than {least}")

@@ -15,12 +15,13 @@ from urllib.parse import quote, unquote
 
 from interlace.errors import InputError
 from interlace.io import write_json
-from interlace.sampling.ranges import PASSWORD, TOKEN, masked, one_line, persist
+from interlace.sampling.ranges import persist
+from interlace.secrets import masked, one_line, secret_in
 
 HUB = "hf://datasets/"
 _DEEPEST = 6  # folders below the root that are looked into; a split is the second
-_SECRET = re.compile(rf"{PASSWORD}|{TOKEN}|://.*\?")
-_OWN_FILES = ("manifest.parquet", "samples.json")  # of a sample, beside its subsets
+OWN_FILES = ("manifest.parquet", "samples.json")
+"""Of a sample, beside its subsets."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def open_source(address: str, retries: int = 8) -> Source:
     are written to plans and tables.
     """
     address = str(address)
-    if _SECRET.search(address):
+    if secret_in(address):
         raise InputError(
             f"{masked(address)}: an address with a password, a token or a query would be written to "
             "plans and tables; leave it out of data.path and set it for fsspec in the environment "
@@ -344,7 +345,7 @@ def _check_utf8(source: Source, path: str) -> None:
 
 
 def _check_name(subset: str) -> None:
-    if subset in _OWN_FILES:
+    if subset in OWN_FILES:
         raise InputError(
             f"subset '{subset}': a file of the sample has that name; rename it, or leave it out by "
             "naming the others in data.subsets"

@@ -20,8 +20,8 @@ from interlace.sampling.rows import REASONS, dropped_fields, kept_schema
 from interlace.sampling.settings import complete
 from interlace.sampling.source import open_source
 from interlace.sampling.walk import Walk
+from interlace.sampling.writer import RowWriter
 
-GROUP_BYTES = 2 * 1024**2  # of a row group of the samples: small, since training reads at random
 FILE = "train-00000-of-00001.parquet"
 
 MANIFEST = pa.schema(
@@ -88,7 +88,7 @@ def _draw_subset(
         Fetcher(source, footers, windows, reader, planned, spool / mark, workers) as fetch,
         atomic_path(out, directory=True) as folder,
     ):
-        with _Writer(folder / FILE, kept_schema(footers.schema, settings)) as writer:
+        with RowWriter(folder / FILE, kept_schema(footers.schema, settings)) as writer:
             walk = Walk(footers, settings, fetch, writer.add)
             if draw is not None:
                 walk.draw(draw, windows, target)
@@ -117,47 +117,6 @@ def _windows(draw: Draw | None, num_rows: int, target: int) -> np.ndarray:
     while limits[-1] < num_rows:
         limits.append(2 * limits[-1])
     return np.searchsorted(limits, draw.ranks(), side="right")
-
-
-class _Writer:
-    """Gathers one-row tables into one Parquet file of row groups of about `GROUP_BYTES`."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        """Write `path`; the columns are those of `schema` and `id`."""
-        self._path = path
-        self._schema = schema
-        self._file: pq.ParquetWriter | None = None
-        self._rows: list[pa.Table] = []
-        self._ids: list[str] = []
-        self._bytes = 0
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error == (None, None, None):
-            self._flush()
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, values: pa.Table, name: str) -> None:
-        """Append one row under the id `name`."""
-        self._rows.append(values)
-        self._ids.append(name)
-        self._bytes += values.nbytes
-        if self._bytes >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        if not self._rows:
-            return
-        tables = [self._schema.empty_table(), *self._rows]
-        table = pa.concat_tables(tables, promote_options="permissive").cast(self._schema)
-        table = table.append_column("id", pa.array(self._ids, pa.string()))
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema)
-        self._file.write_table(table)
-        self._rows, self._ids, self._bytes = [], [], 0
 
 
 def _counts(

@@ -60,13 +60,12 @@ def score_blocks(
     *,
     model_key: str,
     seed: int,
-    config_digest: str | None = None,
 ) -> None:
     """Write `out` (`block_losses.json`): `block_losses` on the samples and settings of SLEB."""
     calibration = load_calibration(model_path, samples, settings, seed)
     found = block_losses(calibration.model, calibration.batches)
     body = {
-        "provenance": calibration.stamp("block_losses", config_digest),
+        "provenance": calibration.stamp("block_losses"),
         "model": model_key,
         **calibration.weights,
         "num_layers": len(found.losses),

@@ -41,11 +41,11 @@ class Calibration:
     weights: dict[str, Any]
     sample_stamps: list[list[Any]]
 
-    def stamp(self, kind: str, config_digest: str | None) -> dict[str, Any]:
+    def stamp(self, kind: str) -> dict[str, Any]:
         """Return the provenance of a result; only after iterating over `batches`."""
         return stamp(
             kind,
-            config_digest=config_digest or digest(self.settings),
+            config_digest=digest(self.settings),
             seed=self.seed,
             num_samples=len(self.batches.positions),
             model_revision=self.weights["model_digest"],
@@ -93,7 +93,6 @@ def draw_batches(
         settings.get("max_length"),
         f"{section}.max_length",
         select=chosen,
-        workers=settings.get("workers", 0),
     )
     return batches, records, chosen
 
@@ -104,15 +103,10 @@ def load_calibration(
     """Load the checkpoint and draw `settings["samples"]` of the calibration samples with `seed`.
 
     `settings` also holds `max_length` and `batch_tokens` (tokens), and optionally `min_pixels`,
-    `max_pixels`, `workers`, `dtype`, `device` and `attention`.
+    `max_pixels`, `dtype` and `device`.
     """
     device = default_device(settings)
-    model = load_model(
-        model_path,
-        settings.get("dtype") or "float32",
-        device,
-        settings.get("attention") or "sdpa",
-    )
+    model = load_model(model_path, settings.get("dtype") or "float32", device)
     processor = load_processor(model_path, settings.get("min_pixels"), settings.get("max_pixels"))
     batches, records, chosen = draw_batches(samples, processor, settings, seed, "sleb")
     weights, stamps = weights_record(model_path), file_stamps(samples, "*/*.parquet")

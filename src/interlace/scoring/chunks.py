@@ -35,7 +35,6 @@ def merge_shards(
     *,
     parts: str | Path,
     seed: int,
-    config_digest: str | None = None,
 ) -> None:
     """Write `windows.parquet` and the packs of `out_dir` from all shards; remove `parts`.
 
@@ -44,20 +43,20 @@ def merge_shards(
     """
     tables = [read_windows(path) for path in shards]
     runs = {table.info.get("run") for table in tables}
-    merged = join_chunks(tables)
-    chunks = [chunk for chunk, _ in merged.info["chunks"]]
+    chunks = sorted(chunk for table in tables for chunk, _ in table.info.get("chunks", ()))
     wanted = num_chunks(len(load_records(samples, calibration_only=True)))
-    if len(runs) != 1 or chunks != list(range(wanted)):
+    if len(runs) != 1 or None in runs or chunks != list(range(wanted)):
         raise InputError(
             f"{Path(shards[0]).parent}: the shards are not one whole run over these samples; "
             "delete that folder and score again"
         )
+    merged = join_chunks(tables)
     pictured = bool(merged.counts[:, 1].any())
     check_left_out("scoring.max_length", merged.info["left_out"], len(merged.ids), pictured)
     info = {key: value for key, value in merged.info.items() if key not in ("run", "chunks")}
     info["provenance"] = stamp(
         "scores",
-        config_digest=config_digest or digest(info["settings"]),
+        config_digest=digest(info["settings"]),
         seed=seed,
         num_samples=len(merged.ids),
         model_revision=info["model_digest"],

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from interlace.io import write_json
 from interlace.scoring.released_files import SIZES
-from interlace.scoring.store import Windows
+from interlace.scoring.store import Windows, window_means
 
 
 def write_packs(folder: str | Path, windows: Windows) -> None:
@@ -38,29 +36,24 @@ def pack(windows: Windows, size: int) -> list[dict[str, Any]]:
     the tokens of one modality. None where there is no such token, where counts are unknown (all
     but the sample mean) or where the window was not scored.
     """
-    place = {window: index for index, window in enumerate(windows.windows)}
-    text_tokens, visual_tokens = windows.counts.sum(0)
-    tokens_N = windows.counts.sum(1)
+    num_windows = windows.info["num_layers"] - size + 1
+    columns = [windows.windows.index((size, start)) for start in range(num_windows)]
     known = windows.info["counts_known"]
-    result = []
-    for start in range(windows.info["num_layers"] - size + 1):
-        sums_N2 = windows.sums[:, place[size, start]]
-        there = bool(np.isfinite(sums_N2).all())
-        text, visual = sums_N2.sum(0)
-
-        def mean(total: float, count: float, usable: bool = there and known) -> float | None:
-            return float(total / count) if usable and count else None
-
-        result.append(
-            {
-                "start": start,
-                "token_mean": mean(text + visual, text_tokens + visual_tokens),
-                "sample_mean": float((sums_N2.sum(1) / tokens_N).mean()) if there else None,
-                "text_mean": mean(text, text_tokens),
-                "visual_mean": mean(visual, visual_tokens),
-            }
-        )
-    return result
+    sums_NW2, counts_N2 = windows.sums[:, columns], windows.counts
+    token_means, sample_means = window_means(sums_NW2.sum(2), counts_N2.sum(1))
+    text_means, visual_means = (
+        window_means(sums_NW2[:, :, index], counts_N2[:, index])[0] for index in range(2)
+    )
+    return [
+        {
+            "start": start,
+            "token_mean": token_means[start] if known else None,
+            "sample_mean": sample_means[start],
+            "text_mean": text_means[start] if known else None,
+            "visual_mean": visual_means[start] if known else None,
+        }
+        for start in range(num_windows)
+    ]
 
 
 def _num_tokens(windows: Windows) -> dict[str, int]:

@@ -18,6 +18,7 @@ from interlace.provenance import stamp
 from interlace.scoring.packs import write_packs
 from interlace.scoring.released_files import SIZES, SUFFIX
 from interlace.scoring.store import Windows, read_windows, window_list, write_windows
+from interlace.selection.scores import COSINE_LIMIT
 from interlace.stamps import weights_record
 
 SUBSET = "imported"  # the layout does not say which sample a mean is of
@@ -148,4 +149,4 @@ def _is_start(key: str) -> bool:
 
 def _is_mean(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) <= 1.001
+    return number and math.isfinite(value) and abs(value) <= COSINE_LIMIT

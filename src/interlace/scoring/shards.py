@@ -11,7 +11,7 @@ from interlace.data.chat import SampleDataset, load_records
 from interlace.decoder.layers import num_layers
 from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest
+from interlace.io import digest
 from interlace.provenance import versions
 from interlace.scoring.batches import SampleBatches
 from interlace.scoring.chunks import CHUNK, join_chunks, merge_shards, num_chunks
@@ -23,12 +23,11 @@ from interlace.scoring.store import (
     window_list,
     write_windows,
 )
-from interlace.stamps import file_stamps, weights_record
+from interlace.stamps import configuration_digest, file_stamps, weights_record
 
 # What the numbers depend on, besides weights and samples.
 SETTINGS = (
     "batch_tokens", "max_length", "max_window", "text", "min_pixels", "max_pixels", "dtype",
-    "attention",
 )  # fmt: skip
 
 
@@ -48,14 +47,13 @@ def score_shard(
 
     `settings`: `batch_tokens` (per forward pass, padding included), `max_length` (tokens),
     `min_pixels`, `max_pixels`, and optionally `text` (`conversation` or `prompt`), `max_window`
-    (layers in the longest window), `dtype`, `device`, `attention`. Every chunk done is kept below
-    `parts`, in a folder named after all that its numbers depend on, so that a killed run goes on
-    after its last chunk. Raises `InputError` where a score is not finite.
+    (layers in the longest window), `dtype`, `device`. Every chunk done is kept below `parts`, in a
+    folder named after all that its numbers depend on, so that a killed run goes on after its last
+    chunk. Raises `InputError` where a score is not finite.
     """
     device = torch.device(default_device(settings))
     used = {key: settings.get(key) for key in SETTINGS}
-    used |= {"text": used["text"] or "conversation", "attention": used["attention"] or "sdpa"}
-    used["dtype"] = used["dtype"] or "float32"
+    used |= {"text": used["text"] or "conversation", "dtype": used["dtype"] or "float32"}
     used["device"] = device.type
     depth = num_layers(model_path)
     used["max_window"] = longest_window(depth, used["max_window"])
@@ -71,10 +69,9 @@ def score_shard(
         "settings": used,
         "left_out": [],
     }
-    configuration = [folder_digest(model_path, pattern) for pattern in ("*.json", "*.jinja")]
     # Stamps tell one drawing of the samples from another without reading their images.
     drawn = [records.ids, file_stamps(samples, "*/*.parquet")]
-    info["run"] = digest([info, configuration, drawn, CHUNK, versions()])
+    info["run"] = digest([info, configuration_digest(model_path), drawn, CHUNK, versions()])
     info["model_files"] = weights["model_files"]
     folder = Path(parts) / info["run"]
     mine = range(shard, num_chunks(len(records)), num_shards)
@@ -82,7 +79,7 @@ def score_shard(
     if todo:
         if len(todo) < len(mine):
             print(f"{len(mine) - len(todo)} of {len(mine)} chunks are there, going on", flush=True)
-        model = load_model(model_path, used["dtype"], device, used["attention"])
+        model = load_model(model_path, used["dtype"], device)
         processor = load_processor(model_path, used["min_pixels"], used["max_pixels"])
         _score_chunks(model, processor, records, todo, folder, info, workers)
     windows = window_list(depth, range(1, used["max_window"] + 1))
@@ -155,13 +152,12 @@ def score_windows(
     *,
     model_key: str,
     seed: int,
-    config_digest: str | None = None,
 ) -> None:
     """Score everything in this process: one shard, merged. See `score_shard` and `merge_shards`."""
     parts = Path(out_dir) / "parts"
     shard = parts / "shard.parquet"
     score_shard(model_path, samples, shard, settings, model_key=model_key, parts=parts)
-    merge_shards([shard], samples, out_dir, parts=parts, seed=seed, config_digest=config_digest)
+    merge_shards([shard], samples, out_dir, parts=parts, seed=seed)
 
 
 def _part(folder: Path, chunk: int) -> Path:

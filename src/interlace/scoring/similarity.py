@@ -61,9 +61,14 @@ class WindowRecorder:
         assert batch is not None, "call start() before take()"
         assert batch.cosines is not None, "the model did not run since start()"
         rows = 2 * batch.num_samples
-        segments = torch.arange(rows, device=self._device)[:, None] == batch.segments_N
         cosines = batch.cosines.flatten(1)
-        sums = (segments.to(cosines.dtype) @ cosines).index_select(1, self._places_W)
+        segments = torch.arange(rows, device=self._device)[:, None] == batch.segments_N
+        segments = segments.to(cosines.dtype)
+        # In the product a NaN would reach every sample of the batch: it is put back into its own.
+        bad_N1 = ~cosines.isfinite().all(1, keepdim=True)
+        sums = segments @ cosines.masked_fill_(bad_N1, 0)
+        sums.masked_fill_(segments @ bad_N1.to(cosines.dtype) > 0, math.nan)
+        sums = sums.index_select(1, self._places_W)
         sums_BW2 = sums.view(batch.num_samples, 2, -1).transpose(1, 2)
         last = batch.last_units  # (L+1, B, D)
         angles = [_angle(last[: len(last) - size], last[size:]) for size in self._sizes]

@@ -28,13 +28,14 @@ from transformers import PreTrainedModel
 from interlace.decoder.layers import decoder_layers, num_layers
 from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest, read_json, write_json
+from interlace.io import digest, read_json, write_json
 from interlace.memory import free_bytes
 from interlace.progress import track
 from interlace.provenance import versions
 from interlace.scoring.calibration import CONVENTION, TEXT, Calibration, load_calibration
 from interlace.scoring.loss import BatchLoss, finite_loss
 from interlace.scoring.prefixes import PrefixRun, Storage
+from interlace.stamps import configuration_digest
 
 SHARE_OF_FREE = 0.5  # of the free memory, for states; the rest is for what a layer needs as it runs
 
@@ -92,15 +93,14 @@ def sleb_search(
     cannot be had or a loss that is no number.
     """
     depth = len(decoder_layers(model))
-    if not 1 <= count <= depth - 2:
-        raise InputError(f"SLEB can remove 1 to {depth - 2} of {depth} layers, not {count}")
+    protected = set(protect)
+    _check_count(depth, count, protected)
     runs = [BatchLoss(model, batch) for batch in batches]
     assert runs, "no calibration batch"
     if cache_bytes is None:
         cache_bytes = SHARE_OF_FREE * free_bytes(model.device, memory_mb)
     state = sum(run.state_bytes for run in runs)
     storage = Storage.fitting(depth, int(cache_bytes // state))
-    protected = set(protect)
     expected = expected_evaluations(depth, _middle(depth, count, protected), storage, protected)
     share = 100 * expected / full_evaluations(depth, count)
     print(
@@ -124,8 +124,6 @@ def sleb_search(
     for step in range(len(removed) + 1, count + 1):
         kept = _kept(storage, step, count)
         choices = [layer for layer in left[1:-1] if layer not in protected]
-        if not choices:
-            raise InputError("plan.protect leaves SLEB no layer to remove; protect fewer layers")
         losses = {
             layer: loss_without(layer, kept)
             for layer in track(choices, f"SLEB, removal {step} of {count}", unit="layer")
@@ -150,7 +148,6 @@ def run_sleb(
     seed: int,
     protect: Iterable[int] = (),
     memory_mb: float | None = None,
-    config_digest: str | None = None,
 ) -> None:
     """Search for the removals at `ratio` percent on calibration samples; write `out` (`sleb.json`).
 
@@ -166,6 +163,7 @@ def run_sleb(
     protect = sorted(protect)
     depth = num_layers(model_path)
     count = num_dropped(ratio, depth)
+    _check_count(depth, count, set(protect))
     settings = dict(settings)
     cache_gb = settings.pop("cache_gb", None)  # nothing that a result follows from
     calibration = load_calibration(model_path, samples, settings, seed)
@@ -182,7 +180,7 @@ def run_sleb(
         after_removal=lambda search: write_json(progress, {"key": key, "search": asdict(search)}),
     )
     body = {
-        "provenance": calibration.stamp("sleb", config_digest),
+        "provenance": calibration.stamp("sleb"),
         "model": model_key,
         **calibration.weights,
         "num_layers": depth,
@@ -205,6 +203,17 @@ def run_sleb(
     }
     write_json(out, body)
     progress.unlink(missing_ok=True)
+
+
+def _check_count(depth: int, count: int, protected: set[int]) -> None:
+    """Raise InputError unless `count` layers may go: none protected, nor the first or the last."""
+    if not 1 <= count <= depth - 2:
+        raise InputError(f"SLEB can remove 1 to {depth - 2} of {depth} layers, not {count}")
+    free = len(_middle(depth, depth, protected))
+    if free < count:
+        raise InputError(
+            f"plan.protect leaves SLEB {free} of {count} layers to remove; protect fewer layers"
+        )
 
 
 def full_evaluations(depth: int, count: int) -> int:
@@ -263,7 +272,7 @@ def _key(model_path: str | Path, calibration: Calibration, count: int, protect: 
 
     The memory for states is not among it: a search that ran out of memory may go on with less.
     """
-    files = [folder_digest(model_path, pattern) for pattern in ("*.json", "*.jinja", "*.txt")]
+    files = configuration_digest(model_path)
     device = str(calibration.model.device)
     samples = [TEXT, *(calibration.records.ids[position] for position in calibration.chosen)]
     weights = calibration.weights["model_digest"]

@@ -4,6 +4,7 @@ Shapes: N samples, W windows, 2 modalities (text, visual).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,25 @@ def write_windows(path: str | Path, windows: Windows) -> None:
         pq.write_table(
             pa.table(columns).replace_schema_metadata(meta), partial, use_dictionary=False
         )
+
+
+def window_means(
+    sums_NW: np.ndarray, counts_N: np.ndarray
+) -> tuple[list[float | None], list[float | None]]:
+    """Return of each window the mean over all tokens, and the mean over samples of their means.
+
+    `sums_NW` are cosine sums over the `counts_N` tokens of each sample; samples without tokens are
+    left out. None for a window with a sum that is not finite, and where there are no tokens. The
+    sums are exact (`math.fsum`), so that the order of the samples does not matter.
+    """
+    sums_NW, counts_N = sums_NW[counts_N > 0], counts_N[counts_N > 0]
+    token_means: list[float | None] = [None] * sums_NW.shape[1]
+    sample_means = list(token_means)
+    for window, sums_N in enumerate(sums_NW.T):
+        if len(counts_N) and np.isfinite(sums_N).all():
+            token_means[window] = math.fsum(sums_N.tolist()) / math.fsum(counts_N)
+            sample_means[window] = math.fsum((sums_N / counts_N).tolist()) / len(counts_N)
+    return token_means, sample_means
 
 
 def read_windows(path: str | Path) -> Windows:

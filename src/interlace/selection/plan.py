@@ -271,7 +271,6 @@ def write_plan(
     windows: str | Path | None = None,
     sleb: str | Path | None = None,
     losses: str | Path | None = None,
-    config_digest: str | None = None,
     sheet: str | Path | None = None,
 ) -> LayerPlan:
     """Write the plan to `out` (JSON) and its sheet to `sheet` (default: beside it, `.md`).
@@ -323,7 +322,7 @@ def write_plan(
     source = Path(base_config) / "source.json"
     provenance = stamp(
         "plan",
-        config_digest=config_digest or digest([method, ratio, settings]),
+        config_digest=digest([method, ratio, settings]),
         seed=seed,
         num_samples=plan.calibration["num_samples"] if plan.calibration else None,
         model_revision=read_json(source)["resolved"] if source.is_file() else None,

@@ -1,6 +1,5 @@
 """The similarity scores that a plan is made from: one number per window of layers."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ if TYPE_CHECKING:  # the store reads Parquet, which a planner without a file doe
 Means = Mapping[int, Sequence[float | None]]
 READINGS = ("paper", "released")
 _COLUMNS = {"all": [0, 1], "text": [0], "visual": [1]}
-MODALITIES = tuple(_COLUMNS)
 COSINE_LIMIT = 1.001  # of an absolute mean, rounding allowed for
 
 
@@ -112,7 +110,7 @@ def read_scores(
     (`math.fsum`), so that the order of the rows does not matter. Raises `InputError` for scores of
     another model or depth, NaN, a missing window, and where no sample is left.
     """
-    from interlace.scoring.store import read_windows
+    from interlace.scoring.store import read_windows, window_means
 
     found = read_windows(path)
     name = str(path)
@@ -122,8 +120,8 @@ def read_scores(
             f"are {model}, {num_layers} layers: score this model again"
         )
     counted = bool(found.info["counts_known"])
-    if modality not in MODALITIES:
-        raise InputError(f"plan.modality: `{modality}` is none of {', '.join(MODALITIES)}")
+    if modality not in _COLUMNS:
+        raise InputError(f"plan.modality: `{modality}` is none of {', '.join(_COLUMNS)}")
     if modality != "all" and not counted:
         raise InputError(
             f"plan.modality: {name} holds imported scores, which do not tell {modality} tokens "
@@ -138,7 +136,9 @@ def read_scores(
             f"plan.modality: {name} holds no sample with {modality} tokens; set plan.modality: all"
         )
     _check_means(found.windows, sums_NW, counts_N, counted, name)
-    token_means, sample_means = _means(found.windows, num_layers, sums_NW, counts_N)
+    token_means, sample_means = (
+        _by_size(found.windows, num_layers, means) for means in window_means(sums_NW, counts_N)
+    )
     calibration = {
         "text": found.info["text"],
         "modality": modality,
@@ -198,23 +198,12 @@ def _check_means(
         )
 
 
-def _means(
-    windows: Sequence[tuple[int, int]],
-    num_layers: int,
-    sums_NW: "np.ndarray",
-    counts_N: "np.ndarray",
-) -> tuple[dict[int, list[float | None]], dict[int, list[float | None]]]:
-    num_tokens, num_samples = math.fsum(counts_N), len(counts_N)
-    token_means: dict[int, list[float | None]] = {}
-    sample_means: dict[int, list[float | None]] = {}
-    for column, (size, start) in enumerate(windows):
-        for means in (token_means, sample_means):
-            means.setdefault(size, [None] * (num_layers - size + 1))
-        sums_N = sums_NW[:, column]
-        if not math.isnan(sums_N[0]):
-            token_means[size][start] = math.fsum(sums_N.tolist()) / num_tokens
-            sample_means[size][start] = math.fsum((sums_N / counts_N).tolist()) / num_samples
-    return token_means, sample_means
+def _by_size(windows: Sequence[tuple[int, int]], num_layers: int, means: list[Any]) -> Means:
+    """Return `means`, one a window, by size and start."""
+    by_size: dict[int, list[float | None]] = {}
+    for (size, start), mean in zip(windows, means, strict=True):
+        by_size.setdefault(size, [None] * (num_layers - size + 1))[start] = mean
+    return by_size
 
 
 def _listed(means: Means) -> list[Any]:

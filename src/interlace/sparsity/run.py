@@ -25,26 +25,25 @@ def sparsify(
     settings: dict[str, Any],
     seed: int,
     *,
-    model: str | None = None,
+    model: str,
 ) -> None:
-    """Write to `out` the checkpoint `base` pruned by `method`, wanda(_2_4) or magnitude(_2_4).
+    """Write to `out` the checkpoint `base` pruned 2:4 by `method`, wanda or magnitude.
 
     Wanda is calibrated on `settings["samples"]` of the calibration samples, drawn with `seed` and
     cut at `settings["max_length"]` tokens, `settings["batch_tokens"]` of them in a forward pass;
-    settings may carry `min_pixels`, `max_pixels`, `workers`, `dtype` and `device` too. `model` is
-    the model's key, by default the name of the folder that holds `base`. Raises InputError for an
-    unknown method or where no sample can be used.
+    settings may carry `min_pixels`, `max_pixels`, `dtype` and `device` too. `model` is the model's
+    key. Raises InputError for an unknown method or where no sample can be used.
     """
-    method = method.removesuffix("_2_4") + "_2_4"
-    if method not in METHODS:
-        raise InputError(f"sparsity method {method!r}: choose one of {', '.join(METHODS)}")
+    variant = f"{method}_2_4"
+    if variant not in METHODS:
+        raise InputError(f"sparsity method {method!r}: choose wanda or magnitude")
     base = Path(base)
     device = default_device(settings)
-    network = load_model(base, settings.get("dtype", "auto"), device)
-    if method == "wanda_2_4":
+    network = load_model(base, settings.get("dtype") or "auto", device)
+    if variant == "wanda_2_4":
         report, calibration = _wanda(network, base, Path(samples), settings, seed)
     else:
-        report, calibration = prune_two_four(network, method), None
+        report, calibration = prune_two_four(network, variant), None
     num_samples = len(calibration["samples"]) if calibration else None
     info = {
         "provenance": stamp(
@@ -54,12 +53,12 @@ def sparsify(
             num_samples=num_samples,
             model_revision=folder_digest(base, "*.safetensors"),
         ),
-        "model": model or base.parent.name,
-        "variant": method,
+        "model": model,
+        "variant": variant,
         "plan": None,
         "base": base_record(base),
         "training": None,
-        "sparsity": {"method": method, **report, "calibration": calibration},
+        "sparsity": {"method": variant, **report, "calibration": calibration},
     }
     save_checkpoint(network, load_processor(base), out, info)
 

@@ -42,7 +42,7 @@ def prune_two_four(
     _check_weights(layers)
     if method == "magnitude_2_4":
         for _, linear in linear_weights(layers):
-            _zero(linear, linear.weight.abs().float())
+            _zero(linear, linear.weight.abs())
         return two_four_report(model)
     calls = [DecoderCall(model, batch) for batch in batches]
     if not calls:

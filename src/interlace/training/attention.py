@@ -87,7 +87,7 @@ class PackedAttention:
         if why is not None:
             raise InputError(f"packed rows with attention {implementation!r}: {why}")
         self.implementation = implementation
-        stack, _ = decoder_stack(model)
+        stack = decoder_stack(model)
         # Copied layers (a teacher's) may each have a config of their own.
         configs = [module.config for module in stack.modules() if hasattr(module, "config")]
         # What another model shares and has set already is the other's to restore.
@@ -155,8 +155,7 @@ def _attend(
     assert query.shape[2] == row.total, f"{query.shape[2]} tokens, but samples end at {row.total}"
     kernel = _kernel(query.device, dropout)
     dtype = _computed_in(query)
-    fits = dtype in (torch.float16, torch.bfloat16) and query.shape[3] in range(8, 257, 8)
-    if kernel is None or not fits:
+    if kernel is None or not _fits(dtype, query.shape[3]):
         return _attend_in_turn(
             module, query, key, value, row, sliding_window, dropout, scaling, kwargs
         ), None
@@ -210,6 +209,11 @@ def _computed_in(states: torch.Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return states.dtype
+
+
+def _fits(dtype: torch.dtype, head_size: int) -> bool:
+    """Say whether the kernels take states of this type and size."""
+    return dtype in (torch.float16, torch.bfloat16) and head_size in range(8, 257, 8)
 
 
 def _kernel(device: torch.device, dropout: float) -> Kernel | None:
@@ -303,6 +307,18 @@ def unavailable(implementation: str) -> str | None:
         return "flash_attn is not installed or there is no GPU; use auto"
     if implementation == "flex_attention" and not torch.cuda.is_available():
         return "it has no backward pass without a GPU; use auto"
+    return None
+
+
+def without_kernel(config: PreTrainedConfig, precision: str) -> str | None:
+    """Return why `auto` and `varlen` run SDPA sample by sample on this machine, or None."""
+    text = text_config(config)
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if _kernel(device, 0.0) is None:
+        return "no kernel: it needs a GPU of compute capability 8 or more"
+    if not _fits(getattr(torch, precision), size):
+        return f"no kernel for {precision} and heads of {size}"
     return None
 
 

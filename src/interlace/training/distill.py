@@ -53,7 +53,8 @@ def anchors(drop: Sequence[int], tune: Sequence[int], num_layers: int) -> list[A
             found.append(Anchor(kept[-1], layer))
         elif layer + 1 not in gone:
             found.append(Anchor(layer + 1, layer + 1))
-    found = [anchor for anchor in found if tune and anchor.student >= min(tune)]
+    # The deepest teacher of a student: what is dropped at the end comes after a stretch before it.
+    found = [a for a in {a.student: a for a in found}.values() if tune and a.student >= min(tune)]
     if not found:
         raise InputError(
             "finetune.kd.match: hidden compares states behind dropped layers, and this plan has none"
@@ -62,13 +63,8 @@ def anchors(drop: Sequence[int], tune: Sequence[int], num_layers: int) -> list[A
     return found
 
 
-def kd_refusal(model: PreTrainedModel, settings: Mapping[str, Any], sharding: str) -> str | None:
+def kd_refusal(model: PreTrainedModel, settings: Mapping[str, Any]) -> str | None:
     """Return why `settings` (the config's section `finetune`) cannot be distilled, or None."""
-    if sharding != "none":
-        return (
-            f"the teacher shares weights that {sharding} takes apart; set"
-            " finetune.levers.sharding to none"
-        )
     on = (settings.get("kd") or {}).get("match", KD_DEFAULTS["match"])
     return head_refusal(model) if on == "logits" else None
 
@@ -105,7 +101,7 @@ class Teacher:
         `hidden`: states at the `anchors` are wanted too (InputError where there are none).
         """
         self._model = model
-        self._stack, self._name = decoder_stack(model)
+        self._stack = decoder_stack(model)
         dense = list(decoder_layers(model))
         self.anchors = anchors(drop, tune, len(dense)) if hidden else []
         self.student_layers = [dense[anchor.student] for anchor in self.anchors]
@@ -131,23 +127,14 @@ class Teacher:
         """The (V, D) weight that makes the teacher's logits of its last hidden state."""
         return self._head.weight
 
-    @property
-    def own_bytes(self) -> int:
-        """Memory of the weights that are not the student's."""
-        return sum(weight.nbytes for weight in self._own.parameters())
-
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any]) -> TeacherStates:
         """Return the dense model's states of a micro-batch, in evaluation mode.
 
-        `inputs` are the student's; the student's modules are afterwards as they were. Raises
-        InputError for weights that ZeRO-3 has partitioned.
+        `inputs` are the student's; the student's modules are afterwards as they were. The weights
+        that both share must not be partitioned (`recipe.resolve`).
         """
-        if any(hasattr(weight, "ds_id") for weight in self._model.parameters()):
-            raise InputError(
-                "finetune.loss: distillation shares weights between student and teacher, which"
-                " ZeRO-3 takes apart; set finetune.levers.sharding to none"
-            )
+        assert not any(hasattr(weight, "ds_id") for weight in self._model.parameters())
         self._own.to(self._model.device)
         inputs = {key: value for key, value in inputs.items() if key != "labels"}
         states: list[torch.Tensor] = []
@@ -162,20 +149,20 @@ class Teacher:
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
         """Put the dense layers, and what configs say of them, in the student's place."""
-        student = getattr(self._stack, self._name)
+        student = self._stack.layers
         entries = [
             (config, {key: getattr(config, key) for key in body}) for config, body in self._entries
         ]
         modes = [(module, module.training) for module in self._model.modules()]
         try:
-            setattr(self._stack, self._name, self._layers)
+            self._stack.layers = self._layers
             _set_entries(self._entries)
             self._model.eval()
             trained = [n for n, weight in self._model.named_parameters() if weight.requires_grad]
             assert set(trained) <= self._head_names(), f"teacher and student share {trained}"
             yield
         finally:
-            setattr(self._stack, self._name, student)
+            self._stack.layers = student
             _set_entries(entries)
             for module, training in modes:
                 module.training = training

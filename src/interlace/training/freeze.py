@@ -1,12 +1,18 @@
 """Choose what is trained: exactly the planned decoder layers, nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from interlace.decoder.layers import decoder_layers
 from interlace.decoder.surgery import drop_layers
 from interlace.errors import InputError
+
+
+def trains_head(plan: Mapping[str, Any]) -> bool:
+    """Say whether a plan's reading trains an untied output head too (`apply_plan`)."""
+    return plan["reading"] == "released"
 
 
 def apply_plan(

@@ -18,7 +18,7 @@ KINDS = ("supervised", "chunked", "liger")
 # Logits of one chunk in float32; about three times that lives for a moment. On a CPU (V 151,936,
 # D 512) 128 to 256 MiB are fastest: fewer rows read the head's weight too often, more leave the
 # caches. A GPU's matrix units are filled by the 384 rows that it makes of such a vocabulary.
-_CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**28
 _TILE = 128  # rows that a GPU's matrix multiplication takes at once
 # What configs call a change of the logits behind the head: Gemma's, Cohere's, Granite's.
 _BEHIND_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -77,7 +77,7 @@ class SupervisedHead:
     """
 
     def __init__(self, model: PreTrainedModel, kind: str = "auto", rows: int | None = None):
-        self.kind = choose_head(kind, "cuda" if torch.cuda.is_available() else "cpu")
+        self.kind = choose_head(kind)
         if why := head_refusal(model):
             raise InputError(f"finetune.levers.head: {kind} cannot be had, {why}; set it to full")
         self._head = model.get_output_embeddings()
@@ -94,12 +94,6 @@ class SupervisedHead:
             vars(self._head).pop("forward", None)
         else:
             self._head.forward = self._replaced
-
-    def __enter__(self) -> "SupervisedHead":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
 
     def expect(
         self,
@@ -139,12 +133,12 @@ class SupervisedHead:
         return loss
 
 
-def choose_head(kind: str, device: str) -> str:
+def choose_head(kind: str) -> str:
     """Return one of `KINDS`; `auto` is Liger's kernel on a GPU where it is installed, else `chunked`.
 
     Raises InputError for another kind, or `liger` where it cannot run.
     """
-    has_liger = device == "cuda" and find_spec("liger_kernel") is not None
+    has_liger = torch.cuda.is_available() and find_spec("liger_kernel") is not None
     if kind == "auto":
         return "liger" if has_liger else "chunked"
     if kind not in KINDS:
@@ -197,7 +191,7 @@ def full_loss(
 def chunk_rows(weight_VD: torch.Tensor) -> int:
     """Return how many rows of float32 logits make a chunk of memory; whole tiles where it can be."""
     vocabulary = getattr(weight_VD, "ds_shape", weight_VD.shape)[0]  # ZeRO-3 leaves no shape behind
-    rows = max(1, _CHUNK_BYTES // (4 * vocabulary))
+    rows = max(1, CHUNK_BYTES // (4 * vocabulary))
     return rows - rows % _TILE if rows > _TILE else rows
 
 

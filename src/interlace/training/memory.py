@@ -8,32 +8,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from interlace.training.head import CHUNK_BYTES
 from interlace.training.recipe import Recipe
 from interlace.training.shape import ModelShape
-from interlace.training.shape import model_shape as model_shape
 
 SHARE = 0.9  # of the free memory that an estimate may fill; the rest is fragments and the driver's
 ALWAYS, VISION, STEP, HOST = "always", "vision tower", "optimizer step", "main memory"
+SAVE = "proof of the save"
 PASS, LOSS, LAYER = "pass", "pass, loss", "pass, layers"
 # Of these one is there at a time, besides what is always there.
-_MOMENTS = ((VISION,), (PASS, LOSS), (PASS, LAYER), (STEP,))
+_MOMENTS = ((VISION,), (PASS, LOSS), (PASS, LAYER), (STEP,), (SAVE,))
 _SHARDINGS = {"none": "plain on one device", "zero3": "ZeRO-3", "zero3_offload": "ZeRO-3 offload"}
-_CHUNK = 256 * 2**20  # bytes of one chunk of float32 logits, as `training.head` cuts them
 # DeepSpeed's defaults, in elements: weights gathered at once, and stepped at once.
 _MAX_LIVE, _SUB_GROUP = 10**9, 10**9
 _REDUCE_BUCKET = 16_777_216  # config/deepspeed/*.json
 
 
 class Load(NamedTuple):
-    """What goes through the model at once: `rows` of `length` tokens (one row where packed).
-
-    `supervised`: tokens with a label, `images`: tokens that stand for images; None is all tokens.
-    """
+    """What goes through the model at once: `rows` of `length` tokens (one row where packed), all
+    of which may have a label or stand for an image."""
 
     rows: int
     length: int
-    supervised: int | None = None
-    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,8 @@ class Part:
     """One thing that takes memory, and when: a constant of this module.
 
     `ALWAYS` stays; `PASS` from the forward to the backward of a micro-batch, `LOSS` while its loss
-    is computed, `LAYER` while gradients go through the layers; `VISION` before, `STEP` after that.
+    is computed, `LAYER` while gradients go through the layers; `VISION` before, `STEP` after that;
+    `SAVE` when the checkpoint is loaded again.
     `HOST` is main memory beside a GPU's.
     """
 
@@ -59,10 +56,6 @@ class MemoryEstimate:
     def during(self, when: str) -> int:
         """Return the bytes of the parts of one moment."""
         return sum(part.bytes for part in self.parts if part.when == when)
-
-    def of(self, name: str) -> int:
-        """Return the bytes of the parts of that name; 0 if there is none."""
-        return sum(part.bytes for part in self.parts if part.name == name)
 
     @property
     def device(self) -> int:
@@ -168,6 +161,8 @@ def _sharded(frozen: int, trained: int, size: int, world: int, offload: bool) ->
         Part("AdamW states", trained * 2 * max(4, size) // world, where),
         Part("gathered weights and buckets", gathered + 2 * _REDUCE_BUCKET * size, PASS),
         Part("AdamW's temporary copies", group * 2 * max(4, size), HOST if offload else STEP),
+        # Rank 0's. On a single device the states go and the model moves before that (`tune`).
+        Part("checkpoint loaded again", (frozen + trained) * size, SAVE),
     ]
 
 
@@ -229,16 +224,15 @@ def _loss(
     its gradient and theirs, and a mask: measured 14.5 bytes a logit in 16 bits, 17 in float32. A chunk needs about three times its float32 logits, and keeps the gradient of (N, D).
     """
     tokens = load.rows * load.length
-    rows = tokens if load.supervised is None or recipe.head == "full" else load.supervised
     if recipe.head in ("full", "supervised"):
-        logits = rows * shape.vocab * (15 if size == 2 else 4 * size + 1)
+        logits = tokens * shape.vocab * (15 if size == 2 else 4 * size + 1)
     else:
-        logits = 3 * min(_CHUNK, rows * shape.vocab * max(4, size))
-        logits += rows * shape.hidden * (size + max(4, size))
+        logits = 3 * min(CHUNK_BYTES, tokens * shape.vocab * max(4, size))
+        logits += tokens * shape.hidden * (size + max(4, size))
         logits += shape.head * max(4, size) if head else 0
     parts = [Part("logits", logits * (2 if distilled == "logits" else 1), LOSS)]
     if distilled:
-        states = rows + (tokens * num_tuned if distilled == "hidden" else 0)
+        states = tokens * (1 + num_tuned if distilled == "hidden" else 1)
         parts.append(Part("teacher's states", states * shape.hidden * size, PASS))
     return parts
 
@@ -248,8 +242,8 @@ def _vision(shape: ModelShape, load: Load, recipe: Recipe, size: int) -> list[Pa
 
     Its largest block state a patch: q, k, v and, in float32, the rotations of q and k; or the MLP.
     """
-    tokens = load.rows * load.length if load.images is None else load.images
-    if not shape.vision or not tokens:
+    tokens = load.rows * load.length
+    if not shape.vision:
         return []
     features = tokens * shape.hidden * size * (1 + shape.num_deepstack)
     parts = [Part("vision features", features, PASS)]
@@ -263,12 +257,11 @@ def _vision(shape: ModelShape, load: Load, recipe: Recipe, size: int) -> list[Pa
 
 
 class Choice(NamedTuple):
-    """How memory is spent, and the sentence that says why. `fits` is false for the least evil."""
+    """How memory is spent, and the sentence that says why."""
 
     sharding: str
     checkpointing: str
     why: str
-    fits: bool
     estimate: MemoryEstimate
 
 
@@ -304,13 +297,12 @@ def choose_sharding(
         why = f"{text} {gigabytes(need.device)} GB fit in {room}"
     else:
         why = f"{text} needs about {need.brief()}, does not fit in {room}; expect to run out of memory"
-    short = host_available is not None and need.host > host_available
-    if short:
+    if host_available is not None and need.host > host_available:
         why += (
             f"; needs {gigabytes(need.host)} GB of main memory, but"
             f" {gigabytes(host_available)} are free"
         )
-    return Choice(kind, way, why, bool(fitting) and not short, need)
+    return Choice(kind, way, why, need)
 
 
 def estimator(shape: ModelShape, load: Load, recipe: Recipe, **facts: Any) -> Callable[..., Any]:

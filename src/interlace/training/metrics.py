@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,32 @@ class Exchange:
     all agree on it. Another one where some failed, to tell which.
     """
 
-    def __init__(self, minutes: float | None, world_size: int):
-        """`minutes` between two checkpoints; None for none, 0 for one after every step."""
-        self._minutes, self._world_size = minutes, world_size
+    def __init__(
+        self,
+        minutes: float | None,
+        world_size: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`minutes` between two checkpoints; None for none, 0 for one after every step. `clock`
+        gives seconds.
+        """
+        self._minutes, self._world_size, self._clock = minutes, world_size, clock
         self.steps_per_epoch = 1
-        self._last_save = self._last_step = time.monotonic()
+        self.begin()
         self._numbers: dict[str, float] = {}
         self._samples = self._tokens = 0
         self.save_due = False
         self.losses: Any = None  # of the latest micro-batch's supervised tokens, if the head tells
 
+    def begin(self) -> None:
+        """Start the clock: what comes before the first step is no part of it."""
+        self._last_save = self._last_step = self._clock()
+
     def begin_step(self, step: int, given: Step) -> tuple[int, int, list[Failure]]:
         """Return how many micro-batches every rank runs, how many groups with a label all of them
         have, and their failures.
         """
-        now = time.monotonic()
+        now = self._clock()
         due = self._minutes is not None and now - self._last_save >= 60 * self._minutes
         mine = [len(given.micro_batches), given.samples, given.tokens, given.supervised]
         mine += [given.groups_left, len(given.failures), int(due)]
@@ -71,7 +83,7 @@ class Exchange:
 
     def end_step(self) -> dict[str, float]:
         """Return the numbers of the step: counts over all ranks, rates per second, memory in MB."""
-        now = time.monotonic()
+        now = self._clock()
         seconds, self._last_step = now - self._last_step, now
         return {
             **self._numbers,
@@ -104,11 +116,20 @@ class Checkpoints(TrainerCallback):
         """`wanted`: there are to be any."""
         self._exchange, self._wanted = exchange, wanted
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._exchange.begin()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Ask for it."""
         last = self._wanted and state.global_step == state.max_steps
         control.should_save = self._exchange.save_due or last
         return control
+
+
+def told(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a step. Transformers' `epoch` is no epoch here: steps are its samples."""
+    return {key: value for key, value in logs.items() if key not in ("epoch", "total_flos")}
 
 
 class MetricLines(TrainerCallback):
@@ -125,7 +146,7 @@ class MetricLines(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [entry for entry in state.log_history if "loss" in entry]
+        kept = [told(entry) for entry in state.log_history if "loss" in entry]
         self._path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def on_log(
@@ -134,7 +155,7 @@ class MetricLines(TrainerCallback):
         """Append one line."""
         if state.is_world_process_zero and logs is not None and "loss" in logs:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **told(logs)}) + "\n")
 
 
 def _number(value: float | None) -> str:
@@ -166,7 +187,7 @@ class _Scalars(TensorBoardCallback):
         self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any
     ) -> None:
         """Write one step's numbers."""
-        known = {key: value for key, value in (logs or {}).items() if value is not None}
+        known = {key: value for key, value in told(logs or {}).items() if value is not None}
         super().on_log(args, state, control, logs=known, **kwargs)
 
 

@@ -101,6 +101,11 @@ def resolve(settings: Mapping[str, Any]) -> Recipe:
             f"finetune.loss: {loss} needs the dense model beside the pruned one on one device, but "
             f"there are {processes} processes; set finetune.processes and finetune.nodes to 1"
         )
+    if loss != "ce" and recipe.sharding in ("zero3", "zero3_offload"):
+        raise InputError(
+            f"finetune.loss: {loss} needs the dense model beside the pruned one on one device, but "
+            f"finetune.levers.sharding is {recipe.sharding}; set it to none"
+        )
     if processes > 1 and recipe.sharding == "none":
         raise InputError(
             f"finetune.levers.sharding: none is for one process, but there are {processes}; "

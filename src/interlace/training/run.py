@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest, read_json
+from interlace.io import digest, folder_digest
 from interlace.origin import base_record, data_record
 from interlace.provenance import stamp
 
@@ -106,22 +106,14 @@ def run_job(job: dict[str, Any]) -> None:
 def read_plan(path: str | Path | None, base: str | Path) -> dict[str, Any]:
     """Return a plan's JSON, made for the depth of `base`; without a path, one that drops nothing.
 
-    Raises InputError for a plan that lacks a key or belongs to another depth.
+    Raises InputError for what is no plan or belongs to another depth.
     """
     from interlace.decoder.layers import num_layers
+    from interlace.selection import plan
 
     depth = num_layers(base)
-    if path is None:
-        everything = list(range(depth))
-        plan = {"method": "dense", "ratio": None, "num_layers": depth, "num_dropped": 0}
-        return {**plan, "drop": [], "tune": [], "freeze": everything}
-    plan = read_json(path)
-    missing = [key for key in ("num_layers", "drop", "tune") if key not in plan]
-    if missing:
-        raise InputError(f"{path}: no layer plan (lacks {', '.join(missing)}); make the plan again")
-    if plan["num_layers"] != depth:
-        raise InputError(
-            f"{path}: is a plan for {plan['num_layers']} layers, but {base} has {depth}; make the"
-            " plan again for this model"
-        )
-    return plan
+    if path is not None:
+        return plan.read_plan(path, depth).to_dict()
+    everything = list(range(depth))
+    dense = {"method": "dense", "ratio": None, "num_layers": depth, "num_dropped": 0}
+    return {**dense, "drop": [], "tune": [], "freeze": everything, "reading": "paper"}

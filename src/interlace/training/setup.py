@@ -26,8 +26,7 @@ def settle_head(recipe: Recipe, model: PreTrainedModel) -> tuple[Recipe, list[st
         recipe = replace(recipe, head="full")
         notes.append(f"head: full, {why}")
     if recipe.head == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        recipe = replace(recipe, head=choose_head("auto", device))
+        recipe = replace(recipe, head=choose_head("auto"))
     return recipe, notes
 
 
@@ -90,7 +89,7 @@ def set_up(
     head = None if recipe.head == "full" else SupervisedHead(model, recipe.head)
     distillation = None
     if teacher is not None:
-        if why := kd_refusal(model, settings, recipe.sharding):
+        if why := kd_refusal(model, settings):
             raise InputError(f"finetune.loss: {settings['loss']} cannot be had, {why}")
         distillation = Distillation(teacher, settings, head)
     if recipe.vision == "cached":
@@ -109,12 +108,7 @@ def _apply_graph(recipe: Recipe, model: PreTrainedModel) -> None:
         if any(weight.requires_grad for weight in layer.parameters())
     )
     if recipe.checkpointing != "none":
-        # `gradient_checkpointing_enable` before transformers 5.18
-        name = "activation_checkpointing_enable"
-        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-        # Transformers makes the embeddings' output need a gradient then; `graph` says whether.
-        model.disable_input_require_grads()
+        checkpoint_layers(model)
     if recipe.checkpointing == "tuned":
         kept = {id(layer) for layer in layers[first:]}
         for module in model.modules():
@@ -125,6 +119,16 @@ def _apply_graph(recipe: Recipe, model: PreTrainedModel) -> None:
     if recipe.compile:
         for layer in layers:
             layer.compile(dynamic=True)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let all layers recompute their activations; whether the embeddings' output needs a gradient,
+    which transformers sees to then, is not said by that (`graph` does)."""
+    # `gradient_checkpointing_enable` before transformers 5.18
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.disable_input_require_grads()
 
 
 @dataclass

@@ -20,11 +20,18 @@ from interlace.decoder.checkpoint import sync
 from interlace.errors import InputError
 from interlace.io import read_json, remove, write_json
 from interlace.training.batches import Failure, MicroBatch, Step, StepCollator, TrainingDataset
-from interlace.training.metrics import Exchange
+from interlace.training.metrics import Exchange, told
 from interlace.training.order import StepSampler
 from interlace.training.out_of_memory import Now
 from interlace.training.parcel import Parcel, Parcels, unwrap
-from interlace.training.work import check_whole, finish, readable
+from interlace.training.work import (
+    check_whole,
+    finish,
+    full_disk_told,
+    last_checkpoint,
+    readable,
+    size_of,
+)
 
 NUM_NAMED = 20  # failures named in interlace.json; all are counted
 TRAINED = "trained.safetensors"  # of a checkpoint to go on from: all else is the base model's
@@ -186,7 +193,7 @@ class LayerTrainer(Trainer):
         guilty = self._exchange.nonfinite(micro_batch)
         what = f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}"
         if self.is_deepspeed_enabled:
-            raise RuntimeError(
+            raise InputError(
                 f"{', '.join(guilty)}: {what}; lower finetune.learning_rate or"
                 " finetune.max_grad_norm, or leave out what is wrong with the samples"
             )
@@ -216,9 +223,9 @@ class LayerTrainer(Trainer):
         """Take a step's numbers to the callbacks, with tokens, rates and memory."""
         norm = logs.get("grad_norm")
         if norm is not None and not math.isfinite(norm):
-            raise RuntimeError(
+            raise InputError(
                 f"step {self.state.global_step}: the gradient's norm is {norm}; lower"
-                " finetune.learning_rate or finetune.max_grad_norm"
+                " finetune.learning_rate or leave out what is wrong with the samples"
             )
         if "loss" in logs:
             logs = {**logs, "learning_rate": self._rate, **self._exchange.end_step()}
@@ -237,10 +244,15 @@ class LayerTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         partial, final = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
+        before = last_checkpoint(final)
         if self.is_world_process_zero():
             remove(partial)
         self._barrier()
-        super()._save_checkpoint(model, trial)
+        with full_disk_told(partial, size_of(before)):
+            super()._save_checkpoint(model, trial)
+            self._finish_checkpoint(partial, final)
+
+    def _finish_checkpoint(self, partial: Path, final: Path) -> None:
         (folder,) = partial.glob("checkpoint-*")
         self.seconds, self._begun = self.spent(), time.monotonic()
         so_far = {"failures": self.failures, "counts": dict(self.counts), "seconds": self.seconds}
@@ -311,6 +323,4 @@ class LayerTrainer(Trainer):
 
 def logged_steps(trainer: Trainer) -> list[dict[str, float | None]]:
     """Return the numbers of every step, of resumed runs too; a step without a loss has None."""
-    drop = {"epoch", "total_flos"}
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{k: v for k, v in entry.items() if k not in drop} for entry in history]
+    return [told(entry) for entry in trainer.state.log_history if "loss" in entry]

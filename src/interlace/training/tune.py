@@ -2,23 +2,23 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
-from interlace.data.chat import load_records
 from interlace.decoder.checkpoint import Probe, save_checkpoint, take_probe
 from interlace.decoder.load import load_model, load_processor
 from interlace.errors import InputError
-from interlace.io import digest, read_json, remove
+from interlace.io import claimed, digest, read_json, remove
 from interlace.origin import hardware
 from interlace.training import distributed
 from interlace.training.batches import StepCollator, TrainingDataset
 from interlace.training.fit import Fit, fit_memory
-from interlace.training.freeze import apply_plan
+from interlace.training.freeze import apply_plan, trains_head
 from interlace.training.metrics import (
     Checkpoints,
     Exchange,
@@ -28,7 +28,7 @@ from interlace.training.metrics import (
     tensorboard,
 )
 from interlace.training.order import StepSampler
-from interlace.training.out_of_memory import MicroBatchMemory, Now, one_line_if_out_of_memory
+from interlace.training.out_of_memory import Now, one_line_if_out_of_memory
 from interlace.training.setup import Setup, make_teacher, set_up
 from interlace.training.trainer import (
     NUM_NAMED,
@@ -41,9 +41,8 @@ from interlace.training.vision_tower import without_pixels
 from interlace.training.work import (
     begins_anew,
     engine_folder,
-    kept_sharding,
+    full_disk_told,
     last_checkpoint,
-    work_folder,
     work_folders,
 )
 
@@ -57,25 +56,34 @@ def tune_layers(job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any])
     """
     out = Path(job["out"])
     world_size, rank = distributed.world()
-    work = work_folder(job, plan, world_size)
-    smaller = MicroBatchMemory(work)
-    fit = fit_memory(job, plan, _trains_head(plan), world_size, smaller, kept_sharding(work))
-    engine = engine_folder(work, fit.recipe.sharding, fit.deepspeed)
+    # An attempt whose ranks still live must not share its folder with the next one.
+    claim = claimed(out.with_name(f".{out.name}.trainer")) if rank == 0 else nullcontext()
+    with claim:
+        fit = fit_memory(job, plan, world_size)
+        _tune_in_turn(job, plan, info, fit)
+        if rank == 0:
+            for leftover in work_folders(out):
+                remove(leftover)
+
+
+def _tune_in_turn(
+    job: dict[str, Any], plan: dict[str, Any], info: dict[str, Any], fit: Fit
+) -> None:
+    """Tune after having told what is ahead; leave process and files in order, whatever happens."""
+    out, (_, rank) = Path(job["out"]), distributed.world()
+    engine = engine_folder(fit.work, fit.recipe.sharding, fit.deepspeed)
     title, now = f"tune {job['variant']}", Now()
     if rank == 0:
         for line in [*fit.lines(), *begins_anew(engine, out)]:
             print(f"{title}: {line}", flush=True)
     try:
         with one_line_if_out_of_memory(
-            title, now, fit.estimate, smaller, fit.recipe, fit.configured
+            title, now, fit.estimate, fit.smaller, fit.recipe, fit.configured
         ):
             _tune(job, plan, info, fit, engine, now)
     finally:
         unset_hf_deepspeed_config()  # else every later load in this process would be partitioned
         distributed.leave()
-    if rank == 0:
-        for leftover in work_folders(out):
-            remove(leftover)
 
 
 def _tune(
@@ -96,7 +104,9 @@ def _tune(
         raise InputError(f"{job['samples']}: no sample could be used; see what was left out above")
     now.step = "saving the checkpoint"
     setup.restore()
-    state_dict, probe = _weights(trainer, job["settings"]["precision"], job["base"])
+    stock = load_processor(job["base"])  # a checkpoint keeps the base's image sizes
+    device = trainer.model.device
+    state_dict, probe = _weights(trainer, job["settings"]["precision"], stock)
     unset_hf_deepspeed_config()  # else the reload below would be partitioned
     if rank == 0:
         out, steps = Path(job["out"]), logged_steps(trainer)
@@ -120,19 +130,21 @@ def _tune(
             "counts": {**counts, "failed": len(trainer.failures)},
             "failures": list(trainer.failures.values())[:NUM_NAMED],
         }
-        save_checkpoint(
-            trainer.model,
-            load_processor(job["base"]),  # a checkpoint keeps the base's image sizes
-            out,
-            info,
-            state_dict=state_dict,
-            files={"training.jsonl": "".join(json.dumps(step) + "\n" for step in steps)},
-            probe=probe,
-            copy_files={
-                f"{TENSORBOARD}/{name}": path
-                for name, path in event_files(work / TENSORBOARD).items()
-            },
-        )
+        with full_disk_told(out):
+            save_checkpoint(
+                trainer.model,
+                stock,
+                out,
+                info,
+                state_dict=state_dict,
+                files={"training.jsonl": "".join(json.dumps(step) + "\n" for step in steps)},
+                probe=probe,
+                copy_files={
+                    f"{TENSORBOARD}/{name}": path
+                    for name, path in event_files(work / TENSORBOARD).items()
+                },
+                device=device,
+            )
     if world_size > 1:
         torch.distributed.barrier()
 
@@ -146,18 +158,17 @@ def _make_trainer(
     assert world_size == 1 or fit.deepspeed is not None, "several ranks share out weights"
     # Loaded before any ZeRO-3 config exists: transformers would load into partitioned weights.
     model = load_model(job["base"], dtype=settings["precision"])
-    processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
-    records, store = load_records(job["samples"]), None
+    processor, records, store = fit.processor, fit.records, None
     recipe = fit.recipe
     if recipe.vision == "cached":
         store = VisionStore.open(
-            job["vision"], job["base"], processor, settings["precision"], job["samples"]
-        )
-        records = StoredSamples(job["samples"], store)
+            job["vision"], job["base"], processor, settings["precision"], job["samples"],
+            records.ids,
+        )  # fmt: skip
+        records = StoredSamples(job["samples"], records.ids, store)
         processor = without_pixels(processor)
-    trains_head = _trains_head(plan)
-    teacher = make_teacher(model, plan, settings, trains_head)
-    names = apply_plan(model, plan["drop"], plan["tune"], head=trains_head)
+    teacher = make_teacher(model, plan, settings, trains_head(plan))
+    names = apply_plan(model, plan["drop"], plan["tune"], head=trains_head(plan))
     minutes = settings.get("checkpoint_minutes", 30)
     exchange = Exchange(minutes, world_size)
     setup = set_up(model, recipe, fit.rows, fit.budget, exchange, settings, teacher)
@@ -229,10 +240,6 @@ def _engine_record(deepspeed: str | None) -> dict[str, str] | None:
     return {"file": Path(deepspeed).name, "digest": digest(read_json(deepspeed))}
 
 
-def _trains_head(plan: dict[str, Any]) -> bool:
-    return plan.get("reading") == "released"
-
-
 def _cast(model: PreTrainedModel, dtype: torch.dtype, trained_only: bool = False) -> None:
     """Change the type of weights; buffers (frequencies of rotary positions) keep theirs."""
     for weight in model.parameters():
@@ -241,17 +248,23 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype, trained_only: bool = False
 
 
 def _weights(
-    trainer: LayerTrainer, precision: str, base: str
+    trainer: LayerTrainer, precision: str, stock: ProcessorMixin
 ) -> tuple[dict[str, torch.Tensor], Probe]:
-    """Return all weights in `precision` and the logits that they give; every rank takes part."""
-    stock = load_processor(base)
+    """Return all weights in `precision` and the logits that they give; every rank takes part.
+
+    On a single device the optimizer's states and gradients go and the weights move to main memory:
+    the checkpoint will be loaded beside them, on the device, which may have no room for both.
+    """
     if trainer.is_deepspeed_enabled:
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         return state_dict, take_probe(trainer.model_wrapped, stock)
     # Without the autocast that accelerate wraps around the forward: a checkpoint has none either.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trainer.optimizer.state.clear()
+    model.zero_grad(set_to_none=True)
     _cast(model, getattr(torch, precision))
-    return model.state_dict(), take_probe(model, stock)
+    probe = take_probe(model, stock)
+    return model.to("cpu").state_dict(), probe
 
 
 def _numel(weight: torch.Tensor) -> int:

@@ -25,7 +25,7 @@ from interlace.data.images import ImageDecodeError
 from interlace.decoder.layers import num_deepstack, text_config
 from interlace.decoder.load import DTYPES, default_device, load_model, load_processor
 from interlace.errors import InputError
-from interlace.io import atomic_path, digest, remove, write_json
+from interlace.io import atomic_path, claimed, digest, disk_full_told, remove, write_json
 from interlace.progress import track
 from interlace.provenance import stamp, versions
 from interlace.training.vision_store import (
@@ -70,6 +70,13 @@ def cache_vision(
         with atomic_path(out, directory=True) as partial:
             write_json(partial / RECORD, {"model": model, "why_not": reason})
         return
+    way_out = "free some and run again, which goes on after its last chunk"
+    with claimed(out), disk_full_told(str(out), way_out):
+        _make(base, samples, out, settings, model)
+
+
+def _make(base: Path, samples: str | Path, out: Path, settings: dict[str, Any], model: str) -> None:
+    """Compute what is missing and give the folder its name."""
     start = time.monotonic()
     dtype, device = settings["precision"], torch.device(default_device(settings))
     processor = load_processor(base, settings.get("min_pixels"), settings.get("max_pixels"))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 
-from interlace.data.chat import Record, SampleDataset, load_records
+from interlace.data.chat import Record, SampleDataset
 from interlace.data.stamp import samples_digest
 from interlace.errors import InputError
 from interlace.io import atomic_path, digest, read_json
@@ -165,15 +165,15 @@ class VisionStore:
         processor: Any,
         dtype: str,
         samples: str | Path,
+        ids: list[str],
     ) -> "VisionStore":
-        """Open the folder of the features that `base` gives for the samples below `samples`.
+        """Open the folder of the features that `base` gives for the samples `ids` below `samples`.
 
         `processor` has the run's image sizes, `dtype` is the name of the run's number format.
         Raises `InputError` where the folder is not whole, or was made of anything else. The weights
         are read only where their files' sizes and times differ from those recorded.
         """
         store = cls(folder)
-        ids = load_records(samples).ids
         wanted = made_of(base, processor, dtype, samples, ids)
         recorded = store.record["made_of"]
         same_files = recorded["model_files"] == wanted.pop("model_files")
@@ -254,9 +254,9 @@ class StoredSamples(SampleDataset):
     """The samples of `store` without their images: stand-ins, of which `without_pixels` makes the
     same tokens. A sample that was left out is read as ever, to fail as ever."""
 
-    def __init__(self, samples: str | Path, store: VisionStore) -> None:
-        """Index what `load_records(samples)` does; raises what that raises."""
-        super().__init__(samples, set(load_records(samples).ids))
+    def __init__(self, samples: str | Path, ids: list[str], store: VisionStore) -> None:
+        """Index the samples `ids` of the folder `samples`; raises what `SampleDataset` raises."""
+        super().__init__(samples, set(ids))
         self._store = store
         self._texts: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
 

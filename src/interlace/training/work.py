@@ -8,34 +8,36 @@ import contextlib
 import errno
 import glob
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from interlace.data.chat import load_records
 from interlace.data.stamp import samples_digest
 from interlace.decoder.checkpoint import sync
 from interlace.errors import InputError
-from interlace.io import digest, folder_digest, read_json, remove, write_json
+from interlace.io import digest, disk_full_told, folder_digest, read_json, remove, write_json
 from interlace.memory import is_out_of_memory
 from interlace.training.recipe import of_the_weights
 
 _SIZES = "sizes.json"  # of a checkpoint's files, by name
 
 
-def work_folder(job: dict[str, Any], plan: dict[str, Any], world_size: int) -> Path:
-    """Return the folder of a job. Only the same run may be gone on with: other samples, another
-    plan or base, other settings (`of_the_weights`) or ranks have a folder of another name.
+def work_folder(job: dict[str, Any], plan: dict[str, Any], world_size: int, ids: list[str]) -> Path:
+    """Return the folder of a job. Only the same run may be gone on with: other samples (`ids`),
+    other layers or another base, other settings (`of_the_weights`) or ranks have a folder of
+    another name.
 
     Levers and what bounds failures or memory are no part of it: who follows the advice of an error
     goes on where the run stopped.
     """
     settings = of_the_weights(job["settings"]) | {"world_size": world_size}
     base = [folder_digest(job["base"], pattern) for pattern in ("*.json", "*.jinja", "*.txt")]
-    samples = samples_digest(job["samples"], load_records(job["samples"]).ids)
-    run = digest([settings, job["seed"], plan, job["model_revision"], base, samples])
+    samples = samples_digest(job["samples"], ids)
+    layers = {key: plan[key] for key in ("num_layers", "drop", "tune", "reading")}
+    run = digest([settings, job["seed"], layers, job["model_revision"], base, samples])
     out = Path(job["out"])
     return out.with_name(f".{out.name}.trainer-{run}")
 
@@ -93,8 +95,6 @@ def finish(partial: Path, final: Path) -> None:
 
 def check_whole(checkpoint: Path) -> None:
     """Raise InputError where a file of a checkpoint is missing or has not the size it was given."""
-    if not (checkpoint / _SIZES).exists():
-        return  # of an earlier version of this code
     with readable(checkpoint):
         wanted = read_json(checkpoint / _SIZES)
         read_json(checkpoint / "trainer_state.json")
@@ -122,6 +122,35 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
             f"{checkpoint}: cannot be gone on from, it is damaged ({said}); delete this folder, and"
             " the training begins anew"
         ) from error
+
+
+def size_of(checkpoint: Path | None) -> int:
+    """Return the bytes of a checkpoint's files; 0 for None."""
+    return 0 if checkpoint is None else sum(_sizes(checkpoint).values())
+
+
+@contextlib.contextmanager
+def full_disk_told(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn a disk that gets full in the block, or has not the `needed` bytes, into an InputError.
+
+    Training goes on from its last checkpoint then.
+    """
+    way_out = "free some and run again, training goes on from its last checkpoint"
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise InputError(f"{path}: {needed / 1e9:.2g} GB needed, {free / 1e9:.2g} free; {way_out}")
+    with disk_full_told(str(path), way_out):
+        try:
+            yield
+        except (RuntimeError, SafetensorError) as error:
+            # The writers of torch and safetensors have errors of their own for a full disk.
+            said = str(error).splitlines()[0]
+            full = f"os error {errno.ENOSPC}" in said or f"os error {errno.EDQUOT}" in said
+            if full or (
+                "PytorchStreamWriter" in said and shutil.disk_usage(path.parent).free < 2**20
+            ):
+                raise InputError(f"{path}: the disk is full ({said}); {way_out}") from error
+            raise
 
 
 def _checkpoints(folder: Path, pattern: str) -> list[Path]:

@@ -11,7 +11,6 @@ _PLACES = {
     "check_sanity": "sanity",
     "first_token": "clock",
     "measure_ttft": "run",
-    "speedup_interval": "outcome",
 }
 __all__ = list(_PLACES)
 

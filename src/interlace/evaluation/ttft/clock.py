@@ -11,16 +11,10 @@ import torch
 now = time.perf_counter
 """The clock of everything that is timed here, in seconds."""
 
-STAGES = ("vision", "projector", "decoder", "first_sampling", "rest")
-"""Of a first token, in their order. `vision` is the tower without the mergers, which with those of
-DeepStack are the `projector`; `decoder` goes from the first layer's input to the logits of the last
-position; `first_sampling` from there to the token's id on the host; `rest` is embeddings, position
-ids, and what lies between."""
-
 
 @dataclass(frozen=True)
 class FirstToken:
-    """A first token's id, the seconds to it, and those of each of `STAGES`, which add up to them."""
+    """A first token's id, the seconds to it, and those of each of `ratios.STAGES`."""
 
     token: int
     seconds: float

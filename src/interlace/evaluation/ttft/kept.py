@@ -58,6 +58,13 @@ def kept(root: Path, key: Mapping[str, Any]) -> Iterator[Kept]:
     folder = root / digest(dict(key))
     with claimed(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        others = sum(path.is_dir() and path != folder for path in root.iterdir())
+        if others:
+            print(
+                f"TTFT: {root} holds what {others} other job(s) measured and did not end, of other "
+                "variants, settings, code or machine; delete what no job goes on with",
+                flush=True,
+            )
         yield Kept(folder)
         shutil.rmtree(folder)
     with contextlib.suppress(OSError):  # another job's are in it

@@ -21,7 +21,9 @@ _QUERIES = {
 
 def device_name(device: torch.device) -> str:
     """Return what a result calls the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_model() or "CPU"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

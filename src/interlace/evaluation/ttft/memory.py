@@ -1,6 +1,5 @@
 """Memory of the models that are timed: what fits together, and how much a pass needs."""
 
-import contextlib
 import resource
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,12 +76,14 @@ class PeakMemory:
         self.peaks: dict[str, int] = {}
 
     def start(self) -> None:
-        """Forget the peak so far, where the system lets us; untimed."""
+        """Forget the peak so far, untimed; where the system does not let us, `kind` says so."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             return
-        with contextlib.suppress(OSError):  # else the peak is that of the process so far
+        try:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        except OSError:
+            self.kind = f"{RSS}, highest so far (not reset)"
 
     def stop(self, name: str) -> None:
         """Take the peak since `start` for one of the model `name`."""

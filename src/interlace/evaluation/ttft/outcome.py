@@ -1,18 +1,14 @@
 """From the times of samples to what a result says about a variant beside dense."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from interlace.evaluation.ttft.clock import STAGES
+from interlace.evaluation.ttft.ratios import STAGES, draws, interval
 from interlace.evaluation.ttft.roofline import Peaks, Work, bounds
 from interlace.evaluation.ttft.turns import Measured
-
-RESAMPLES = 2000
-ROUNDING = 1e-9  # a narrower interval, relatively, has no width
-_BLOCK = 2**22  # drawn values at a time, 32 MB
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,13 @@ def summarise(
     variant: str,
     sides: Mapping[str, Side],
     *,
-    work: Mapping[str, Sequence[Mapping[str, Work]]] | None,
-    peaks: Peaks | None,
+    work: Mapping[str, Sequence[Mapping[str, Work]] | None],
+    peaks: Peaks,
     seed: int,
 ) -> dict[str, Any]:
     """Return a result's numbers for `variant` beside `dense` on the same samples.
 
-    `sides` and `work` are by model; `work` holds each sample's, as `roofline.prefill_work` gives it.
+    `sides` and `work` are by model; `work` holds each sample's, as `roofline.work_of` gives it.
     Speed-ups are ratios of means (dense over variant) with 95 % bootstrap intervals that draw the
     samples in pairs, from `seed`.
     """
@@ -52,25 +48,23 @@ def summarise(
         }
         for side, name in names.items()
     }
-    ratio, median = ratios(seconds["dense"], seconds["pruned"], seed)
-    decoder, _ = ratios(stages["dense"]["decoder"], stages["pruned"]["decoder"], seed)
-    end_to_end, _ = ratios(whole["dense"], whole["pruned"], seed)
+    speedup = ratio(seconds["dense"], seconds["pruned"], seed)
     preprocessing = np.array([sample.preprocessing for sample in samples])
     least = _roofline(names, work, peaks)
     body = {
         "num_samples": len(samples),
         **{side: _side(seconds[side], passes[side], sides[name]) for side, name in names.items()},
-        "speedup": ratio["ratio"],
-        "speedup_interval": ratio["interval"],
-        "speedup_of_medians": median,
-        "decoder_speedup": decoder,
+        "speedup": speedup["ratio"],
+        "speedup_interval": speedup["interval"],
+        "speedup_of_medians": ratio(seconds["dense"], seconds["pruned"], seed, np.median),
+        "decoder_speedup": ratio(stages["dense"]["decoder"], stages["pruned"]["decoder"], seed),
         "split": {
             side: {f"{stage}_s": float(times.mean()) for stage, times in found.items()}
             for side, found in stages.items()
         },
         "preprocessing": statistics(preprocessing),
         "end_to_end": {side: statistics(times, whole_passes[side]) for side, times in whole.items()}
-        | end_to_end,
+        | ratio(whole["dense"], whole["pruned"], seed),
         "tokens": {
             kind: {"mean": float(np.mean(counts)), "min": min(counts), "max": max(counts)}
             for kind in ("visual_tokens", "text_tokens")
@@ -100,11 +94,12 @@ def _side(seconds: np.ndarray, passes: np.ndarray | None, side: Side) -> dict[st
 
 def _roofline(
     names: Mapping[str, str],
-    work: Mapping[str, Sequence[Mapping[str, Work]]] | None,
-    peaks: Peaks | None,
+    every: Mapping[str, Sequence[Mapping[str, Work]] | None],
+    peaks: Peaks,
 ) -> dict[str, Any]:
     """Return the `summary` of a result's roofline and each side's least seconds per sample."""
-    if work is None or peaks is None:
+    work = {name: found for name in names.values() if (found := every.get(name)) is not None}
+    if len(work) < len(set(names.values())):
         return {"summary": None}
     least = {side: [bounds(w, peaks) for w in work[name]] for side, name in names.items()}
     totals = {side: [sum(found.values()) for found in each] for side, each in least.items()}
@@ -161,47 +156,17 @@ def statistics(seconds: np.ndarray, passes: np.ndarray | None = None) -> dict[st
     }
 
 
-def ratios(
-    dense: np.ndarray, pruned: np.ndarray, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return {ratio, interval} of the means and of the medians, dense over pruned, pairs drawn.
+def ratio(
+    dense: np.ndarray, pruned: np.ndarray, seed: int, of: Callable[..., Any] = np.mean
+) -> dict[str, Any]:
+    """Return {ratio, interval} of the means, or what else `of` gives, dense over pruned, pairs drawn.
 
-    An interval is None where there is a single sample, or all draws give the same.
+    The interval is None where there is a single sample, or all draws give the same.
     """
-    drawn_means, drawn_medians = [], []
-    for a, b in _draws(dense, pruned, np.random.default_rng(seed), RESAMPLES):
-        drawn_means.append(a.mean(axis=1) / b.mean(axis=1))
-        drawn_medians.append(np.median(a, axis=1) / np.median(b, axis=1))
-    means = {
-        "ratio": float(dense.mean() / pruned.mean()),
-        "interval": _interval(np.concatenate(drawn_means)),
+    rng = np.random.default_rng(seed)
+    drawn = [of(a, axis=1) / of(b, axis=1) for a, b in draws(dense, pruned, rng)]
+    ends = interval(np.concatenate(drawn))
+    return {
+        "ratio": float(of(dense) / of(pruned)),
+        "interval": None if ends is None else list(ends),
     }
-    medians = {
-        "ratio": float(np.median(dense) / np.median(pruned)),
-        "interval": _interval(np.concatenate(drawn_medians)),
-    }
-    return means, medians
-
-
-def speedup_interval(
-    dense: np.ndarray, pruned: np.ndarray, rng: np.random.Generator, resamples: int = RESAMPLES
-) -> list[float] | None:
-    """Return the 95 % bootstrap interval of mean(dense) / mean(pruned), resampling pairs.
-
-    None where there is a single sample, or all draws give the same.
-    """
-    draws = _draws(dense, pruned, rng, resamples)
-    return _interval(np.concatenate([a.mean(axis=1) / b.mean(axis=1) for a, b in draws]))
-
-
-def _draws(dense: np.ndarray, pruned: np.ndarray, rng: np.random.Generator, resamples: int) -> Any:
-    """Yield drawn pairs, (rows, samples) each, in blocks that fit into little memory."""
-    rows = max(1, _BLOCK // len(dense))
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(len(dense), size=(min(rows, resamples - start), len(dense)))
-        yield dense[drawn], pruned[drawn]
-
-
-def _interval(values: np.ndarray) -> list[float] | None:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return [float(low), float(high)] if high - low > ROUNDING * high else None

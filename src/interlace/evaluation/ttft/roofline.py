@@ -16,6 +16,7 @@ import torch
 
 from interlace.decoder.layers import text_config
 from interlace.evaluation.ttft import clock
+from interlace.evaluation.ttft.turns import Measured
 
 FAMILIES = ("qwen3_vl",)
 _SPARSE_WORK, _SPARSE_BYTES = 1 / 2, 9 / 16  # 2:4 in 16 bits: half the values, 2 bits for each kept
@@ -64,6 +65,24 @@ def prefill_work(
         "projector": _projector(vision, patches, itemsize),
         "decoder": Work(decoder.flops + 2 * head, decoder.bytes + head * itemsize),
     }
+
+
+def work_of(
+    model: Any, samples: Sequence[Measured], *, sparse: bool = False
+) -> list[dict[str, Work]] | None:
+    """Return each sample's `prefill_work` on a model; None if its family is not in `FAMILIES`."""
+    if model.config.model_type not in FAMILIES:
+        return None
+    return [
+        prefill_work(
+            model.config,
+            sample.images,
+            sample.visual_tokens + sample.text_tokens,
+            model.dtype.itemsize,
+            sparse=sparse,
+        )
+        for sample in samples
+    ]
 
 
 def _tower(vision: Any, frames: Sequence[int], itemsize: int) -> Work:

@@ -20,8 +20,9 @@ from interlace.evaluation.ttft.outcome import Side, summarise
 from interlace.evaluation.ttft.sanity import check_sanity, needed
 from interlace.evaluation.ttft.turns import Inputs, Measured, Turns
 from interlace.io import digest, write_json
+from interlace.memory import free_bytes, is_out_of_memory
 from interlace.progress import track
-from interlace.provenance import stamp, versions
+from interlace.provenance import git_commit, stamp, versions
 
 DECODE_TOKENS = 32
 
@@ -36,6 +37,7 @@ def measure_ttft(
     *,
     model: str,
     seed: int,
+    memory_mb: float | None = None,
 ) -> None:
     """Write `out_root/<variant>/<benchmark>.json` for every variant and benchmark.
 
@@ -46,12 +48,13 @@ def measure_ttft(
     weights fit, else in groups, each beside dense, on the GPU if there is one (or on `device`). The
     order of samples, and in every turn that of the models, is drawn. 2:4 sparse variants run on the
     GPU's kernels for them where `sparse_kernels` is not off and it has them; every result says
-    which and why. `threads` (1) is the number of CPU threads.
+    which and why. On the CPU all runs on one thread. `memory_mb` is what the job asked for.
 
     What is measured of a group on a benchmark is kept in `out_root/work`, keyed by checkpoints,
-    benchmarks, settings, seed and machine, until all is done: a job that was killed measures the
-    rest only. Raises InputError for benchmarks that are not prepared, for settings that cannot work
-    and where another process measures the same; what `check_sanity` finds is printed.
+    benchmarks, settings, seed, machine and code, until all is done: a job that was killed measures
+    the rest only. Raises InputError for benchmarks that are not prepared, for settings that cannot
+    work, where memory runs out and where another process measures the same; what `check_sanity`
+    finds is printed.
     """
     from interlace.decoder.load import default_device
     from interlace.stamps import checkpoint_digest
@@ -59,13 +62,13 @@ def measure_ttft(
     chosen = [get_benchmark(name) for name in benchmarks]
     records = {b.name: read_record(b.dataset, data_root) for b in chosen}
     check_pixels(benchmarks, settings)
-    if int(settings.get("repeats", 3)) < 1 or not variants:
+    if settings["repeats"] < 1 or not variants:
         raise InputError("ttft: repeats has to be at least 1 and there has to be a variant")
     paths = {"dense": dense, **{name: path for name, path in variants.items() if name != "dense"}}
     digests = {name: checkpoint_digest(path) for name, path in paths.items()}
     checked: list[dict[str, Any]] = []
     device = torch.device(default_device(settings))
-    with _threads(int(settings.get("threads") or 1)), kit.kit_environment(data_root):
+    with _one_thread(), kit.kit_environment(data_root):
         key = {
             "checkpoints": digests,
             "benchmarks": {name: record["md5"] for name, record in records.items()},
@@ -73,9 +76,10 @@ def measure_ttft(
             "seed": seed,
             "machine": machine.identity(device),
             "versions": versions(),
+            "commit": git_commit(),
         }
         with kept(out_root / "work", key) as work:
-            for names in work.groups(_groups(paths, settings, device)):
+            for names in work.groups(_groups(paths, settings, device, memory_mb)):
                 group = _Group({n: paths[n] for n in names}, settings, device, seed)
                 for benchmark in chosen:
                     results, old = work.measured(
@@ -112,26 +116,37 @@ def measure_ttft(
 class _Group:
     """Models that are loaded together, once there is something to measure."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._arguments = arguments
+    def __init__(self, paths: dict[str, Path], *arguments: Any) -> None:
+        self._names, self._arguments = list(paths), (paths, *arguments)
         self._session: _Session | None = None
 
     def measure(self, benchmark: Benchmark) -> dict[str, dict[str, Any]]:
-        """Return the body of each model's result on a benchmark."""
-        if self._session is None:
-            self._session = _Session(*self._arguments)
-        return self._session.measure(benchmark)
+        """Return the body of each model's result on a benchmark; InputError without the memory."""
+        try:
+            if self._session is None:
+                self._session = _Session(*self._arguments)
+            return self._session.measure(benchmark)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            several = len(self._names) > 2
+            way_out = "lower ttft.variants_per_job" if several else "take a device with more memory"
+            raise InputError(
+                f"ttft: memory ran out on {benchmark.name} with {', '.join(self._names)} loaded "
+                f"together; {way_out}, or lower evaluation.max_pixels"
+            ) from error
 
 
 def _groups(
-    paths: dict[str, Path], settings: dict[str, Any], device: torch.device
+    paths: dict[str, Path],
+    settings: dict[str, Any],
+    device: torch.device,
+    memory_mb: float | None,
 ) -> list[list[str]]:
     """Return which models are loaded together, dense in every group; say so if it is not all."""
-    from interlace.memory import free_bytes
-
     dtype = settings.get("dtype", "float32")
     needs = {name: memory.weights_loaded(path, dtype) for name, path in paths.items()}
-    free = free_bytes(device)
+    free = free_bytes(device, memory_mb)
     found = memory.groups(needs, free)
     if len(found) > 1:
         print(
@@ -156,8 +171,7 @@ class _Session:
             self.models,
             self.resident,
             warmup=int(settings.get("warmup", 1)),
-            repeats=int(settings.get("repeats", 3)),
-            rng=np.random.default_rng([seed, len(paths)]),
+            repeats=settings["repeats"],
         )
         self.peaks = roofline.measure_peaks(device, self.models["dense"].dtype)
         self.machine = machine.describe_machine(device)
@@ -171,13 +185,13 @@ class _Session:
         prepared = {row: self._prepare(dataset, row, benchmark) for row in rows}
         # Of each benchmark its own, so that those that were measured before decide nothing.
         own = [self.seed, len(self.models), int(digest(benchmark.name), 16)]
-        self.turns.rng = np.random.default_rng(own)
+        rng = np.random.default_rng(own)
         clocks = {"before": machine.read_clocks(self.device)}
         self.turns.memory.peaks.clear()
-        found = self.turns.measure(self._samples(dataset, prepared, benchmark))
+        found = self.turns.measure(self._samples(dataset, prepared, benchmark), rng)
         clocks["after"] = machine.read_clocks(self.device)
         tokens = int(self.settings.get("decode_tokens") or DECODE_TOKENS)
-        rates = self.turns.decode(prepared[rows[0]], tokens)
+        rates = self.turns.decode(prepared[rows[0]], tokens, rng)
         places = {str(dataset.data.iloc[row]["index"]): number for number, row in enumerate(rows)}
         found.sort(key=lambda sample: places[sample.index])
         return {name: self._result(name, found, rates, tokens, clocks) for name in self.models}
@@ -219,7 +233,7 @@ class _Session:
                 rates[side],
             )
             sparse = self.kernels[side]["kernels"] == "semi_structured"
-            work[side] = work_of(loaded, samples, sparse=sparse)
+            work[side] = roofline.work_of(loaded, samples, sparse=sparse)
         body = summarise(samples, name, sides, work=work, peaks=self.peaks, seed=self.seed)
         return {
             **body,
@@ -239,22 +253,6 @@ class _Session:
             "min_pixels": self.preparer.min_pixels,
             "max_pixels": self.preparer.max_pixels,
         }
-
-
-def work_of(
-    model: Any, samples: Sequence[Measured], *, sparse: bool = False
-) -> list[dict[str, roofline.Work]]:
-    """Return each sample's work on a model by stage, for its roofline."""
-    return [
-        roofline.prefill_work(
-            model.config,
-            sample.images,
-            sample.visual_tokens + sample.text_tokens,
-            model.dtype.itemsize,
-            sparse=sparse,
-        )
-        for sample in samples
-    ]
 
 
 def _load(
@@ -301,9 +299,10 @@ def _draw(rows: int, wanted: int | None, seed: int, name: str) -> list[int]:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Keep the CPU to one thread: what several gain changes with what else the machine does."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

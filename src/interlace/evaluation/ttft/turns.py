@@ -12,9 +12,10 @@ import torch
 
 from interlace.decoder.layers import image_token_id
 from interlace.evaluation.ttft import clock
-from interlace.evaluation.ttft.clock import STAGES, first_token
+from interlace.evaluation.ttft.clock import first_token
 from interlace.evaluation.ttft.decode import decode_rate
 from interlace.evaluation.ttft.memory import PeakMemory
+from interlace.evaluation.ttft.ratios import STAGES
 
 Inputs = dict[str, torch.Tensor]
 
@@ -43,7 +44,7 @@ class Turns:
     """Dense and its variants, loaded together, timed in turns.
 
     `models` maps names to models on one device, `dense` among them; `resident` the bytes of their
-    weights. The order of the models is drawn anew for every turn from `rng`, which may be replaced.
+    weights. The order of the models is drawn anew for every turn, from `rng`.
     """
 
     def __init__(
@@ -53,36 +54,39 @@ class Turns:
         *,
         warmup: int,
         repeats: int,
-        rng: np.random.Generator,
     ) -> None:
-        self.models, self.warmup, self.repeats, self.rng = models, warmup, repeats, rng
+        self.models, self.warmup, self.repeats = models, warmup, repeats
         self.device = models["dense"].device
         self.memory = PeakMemory(self.device, resident)
         self._warm: set[Any] = set()
         self._decoded = False
 
-    def measure(self, samples: Iterable[tuple[str, Callable[[], Inputs]]]) -> list[Measured]:
+    def measure(
+        self, samples: Iterable[tuple[str, Callable[[], Inputs]]], rng: np.random.Generator
+    ) -> list[Measured]:
         """Return the times of all models on each of `samples`: an index, and what prepares inputs.
 
         Every model first runs `warmup` times, untimed, on each shape that is new. Then `repeats`
         turns from inputs on the device to the first token, and as many from the image file.
         """
-        return [self._measure(index, prepare) for index, prepare in samples]
+        return [self._measure(index, prepare, rng) for index, prepare in samples]
 
-    def _measure(self, index: str, prepare: Callable[[], Inputs]) -> Measured:
+    def _measure(
+        self, index: str, prepare: Callable[[], Inputs], rng: np.random.Generator
+    ) -> Measured:
         inputs = self._placed(prepare())
         sample = _describe(index, inputs, self.models["dense"].config)
         self._warm_up(inputs)
         turns: dict[str, list[Any]] = {name: [] for name in self.models}
         with _no_collection():
             for _ in range(self.repeats):
-                for name in self._order():
+                for name in self._order(rng):
                     self.memory.start()
                     turns[name].append(first_token(self.models[name], inputs))
                     self.memory.stop(name)
             prepared = []
             for _ in range(self.repeats):
-                for name in self._order():
+                for name in self._order(rng):
                     start = clock.now()
                     fresh = prepare()
                     prepared.append(clock.now() - start)
@@ -98,7 +102,9 @@ class Turns:
             }
         return sample
 
-    def decode(self, prepare: Callable[[], Inputs], tokens: int) -> dict[str, float]:
+    def decode(
+        self, prepare: Callable[[], Inputs], tokens: int, rng: np.random.Generator
+    ) -> dict[str, float]:
         """Return each model's tokens per second after the first, over `repeats` turns on one sample."""
         inputs = self._placed(prepare())
         if not self._decoded:
@@ -108,7 +114,7 @@ class Turns:
         rates: dict[str, list[float]] = {name: [] for name in self.models}
         with _no_collection():
             for _ in range(self.repeats):
-                for name in self._order():
+                for name in self._order(rng):
                     rates[name].append(decode_rate(self.models[name], inputs, tokens))
         # Tokens over seconds of all turns: the harmonic mean.
         return {name: statistics.harmonic_mean(found) for name, found in rates.items()}
@@ -123,9 +129,9 @@ class Turns:
             for model in self.models.values():
                 first_token(model, inputs)
 
-    def _order(self) -> list[str]:
+    def _order(self, rng: np.random.Generator) -> list[str]:
         names = list(self.models)
-        return [names[position] for position in self.rng.permutation(len(names))]
+        return [names[position] for position in rng.permutation(len(names))]
 
     def _placed(self, inputs: Inputs) -> Inputs:
         return {key: value.to(self.device) for key, value in inputs.items()}
@@ -141,7 +147,7 @@ def _describe(index: str, inputs: Inputs, config: Any) -> Measured:
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """Keep Python's garbage collection out of the times."""
-    gc.collect()
+    gc.collect(1)  # what is young: all there is takes a second, and there are 26,600 samples
     gc.disable()
     try:
         yield

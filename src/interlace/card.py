@@ -178,7 +178,8 @@ def _layers(info: Mapping[str, Any]) -> list[str]:
         f"kept, as 0-{len(kept) - 1} of this checkpoint ({len(kept)})": ranges(kept),
     }
     reading = f", reading `{plan['reading']}`" if plan.get("reading") else ""
-    reached = f" {plan['how_reached'].capitalize()}." if plan.get("how_reached") else ""
+    how = plan.get("how_reached") or ""
+    reached = f" {how[0].upper()}{how[1:]}." if how else ""
     return [
         f"Numbers of the dense model's {plan['num_layers']} decoder layers, from 0. Plan: method"
         f" `{plan['method']}`{ratio}{reading}.{reached}",
