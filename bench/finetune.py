@@ -1,17 +1,17 @@
 """Fine-tuning: recipe `fast` beside `paper`, in turns on the same model, plan and samples.
 
-Every run is a process of its own that calls what the workflow calls, and has half an hour; on a GPU
-its first step is not counted, in which kernels are chosen or compiled. The clock starts with that
-step, behind imports and engines.
-Time is the processor's on a CPU, where others may run beside, on one thread unless OMP_NUM_THREADS
-says otherwise, and the clock's on a GPU.
+Every run is a process of its own that calls what the workflow calls, and has half an hour. The clock
+starts with the first step, behind imports and engines; on a GPU, where kernels are chosen or compiled
+in it, the first step is not counted. Time is the processor's on a CPU, where others may run beside, on
+one thread unless OMP_NUM_THREADS says otherwise, and the clock's on a GPU.
+
 The model is a random Qwen3-VL of 36 layers of which 9 are dropped and 9 tuned, its vocabulary the
 8B's scaled with the width; two samples in three have a picture of 49 tokens, turns and lengths vary
 as FineVision's do (about 4 turns of 107 answer tokens on average, https://huggingface.co/spaces/
-HuggingFaceM4/FineVision), scaled by --length. Then, with --levers paper, every lever alone is turned on in `paper`; the
-original packs its batches of 16 too, so `paper, packing` is the fairer base where that matters. With
---levers fast, every other way that this machine has is taken in `fast`: back ends of attention, heads,
-torch.compile, checkpointing.
+HuggingFaceM4/FineVision), scaled by --length. Then, with --levers paper, every lever alone is turned
+on in `paper`; the original packs its batches of 16 too, so `paper, packing` is the fairer base where
+that matters. With --levers fast, every other way that this machine has is taken in `fast`: back ends
+of attention, heads, torch.compile, checkpointing.
 
 Bars for --check: samples per second of fast over paper at least 3 on a CPU, 4 on a GPU; losses of
 the two equal to 1e-5 in float32. Prints that ratio last. On a GPU, in the real shapes:

@@ -160,7 +160,7 @@ def test_a_footer_of_no_sane_length_is_not_fetched(tmp_path, monkeypatch):
         "long.parquet": "announces a footer of 30008 bytes; at most 20000 are read"
     }
     assert found["s"].num_rows == 4
-    assert max(end - start for _, start, end in FlakyFileSystem.log) == 10_000
+    assert max(end - start for _, start, end in FlakyFileSystem.log) <= 10_000
 
 
 def test_an_odd_shard_does_not_outvote_the_others(tmp_path):

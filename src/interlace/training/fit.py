@@ -30,11 +30,13 @@ UNKNOWN = 2**31  # tokens of a sample, where nothing tells
 
 @dataclass
 class Fit:
-    """What was chosen and why: `recipe` without `auto` in its memory levers, `deepspeed` its file.
+    """What was chosen and why.
 
-    `work` is the run's folder, `processor` has its image sizes, `records` are its samples. `budget` tokens of a packed row, `rows` of a padded micro-batch: those of the configuration, or
-    fewer where a run of this kind went out of memory before (`smaller`). `configured` is the largest of the one
-    that the recipe uses. `notes`: a line for each lever that could not be had.
+    `recipe` has no `auto` left in its memory levers, `deepspeed` is its file. `work` is the run's
+    folder, `processor` has its image sizes, `records` are its samples. `budget` tokens of a packed
+    row, `rows` of a padded micro-batch: those of the configuration, or fewer where a run of this
+    kind went out of memory before (`smaller`). `configured` is the largest of the one that the
+    recipe uses. `notes`: a line for each lever that could not be had.
     """
 
     recipe: Recipe
