@@ -2,7 +2,8 @@
 
 Prints every prediction that differs, the scores of both, and last the ratio of the CPU time that
 generation took, loop / batched (wall time beside it; on a shared machine it says less). Bar for
---check: 4.0, at least 99.5 % equal predictions, and all scores equal.
+--check, on all chosen benchmarks together, by default the twelve: 4.0, at least 99.5 % equal
+predictions, and every benchmark's scores equal (MIA-Bench, which a grader reads, has none).
 """
 
 import argparse
@@ -28,7 +29,6 @@ from interlace.evaluation.scores import read_score
 from interlace.evaluation.scoring import score_predictions
 
 BAR, EQUAL = 4.0, 0.995
-CHOSEN = ("MMBench", "TextVQA", "HRBench4K")
 ENGINES = ("batched", "vlmevalkit")
 
 
@@ -38,11 +38,11 @@ def main() -> int:
         torch.set_num_threads(1)  # threads that wait for each other would count as work
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 below the bar")
-    parser.add_argument("--rows", type=int, default=64, help="rows per benchmark, at most")
+    parser.add_argument("--rows", type=int, default=32, help="rows per benchmark, at most")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each engine")
     parser.add_argument("--model", default="standin_8b", help="a demo model")
     parser.add_argument("--mode", type=int, default=50, help="most new tokens of an answer")
-    parser.add_argument("--benchmarks", nargs="+", default=CHOSEN, choices=[*BENCHMARKS, "all"])
+    parser.add_argument("--benchmarks", nargs="+", default=["all"], choices=[*BENCHMARKS, "all"])
     args = parser.parse_args()
     names = list(BENCHMARKS) if "all" in args.benchmarks else list(args.benchmarks)
     chosen = [get_benchmark(name) for name in names]

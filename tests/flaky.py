@@ -1,6 +1,7 @@
 """A filesystem in memory that keeps a log of the ranges it gave and can misbehave on demand."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,27 @@ class FlakyFileSystem(MemoryFileSystem):
 
 
 fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+
+
+def spoiling(
+    times: float, place: Callable[[bytes], int], of: Callable[[str, int], bool] | None = None
+) -> Callable[[str, int, bytes], bytes]:
+    """Return a fault: the first answers of a file have another byte, each its own, at `place`.
+
+    `of`: which answers, by path and first byte.
+    """
+    seen: Counter[str] = Counter()
+
+    def fault(path: str, start: int, data: bytes) -> bytes:
+        if of is not None and not of(path, start):
+            return data
+        seen[path] += 1
+        if seen[path] > times:
+            return data
+        at = place(data) % len(data)
+        return data[:at] + bytes([data[at] ^ seen[path]]) + data[at + 1 :]
+
+    return fault
 
 
 def serve(folder: Path) -> str:

@@ -21,6 +21,7 @@ API = re.compile(
     r"(?:/(?P<kind>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.*))?)?"
 )
 RESOLVE = re.compile(r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+RANGES_SPOILED = ("short", "whole", "flipped", "elsewhere", "trickle")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -175,10 +176,12 @@ class Handler(BaseHTTPRequestHandler):
             start, stop, status = 0, size, 200
         elif self._fault == "short" and status == 206 and stop - start > 1:
             stop = start + (stop - start) // 2
+        elif self._fault == "elsewhere" and status == 206:
+            start, stop = start + 1, min(size, stop + 1)
         if status == 206:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         headers["Content-Type"] = "application/octet-stream"
-        right = self._fault not in ("short", "whole")
+        right = self._fault not in ("short", "whole", "elsewhere")
         self._send(status, headers, (dataset.folder / name, start, stop), right)
 
     def _json(
@@ -203,7 +206,7 @@ class Handler(BaseHTTPRequestHandler):
     ) -> None:
         """Send an answer, spoiled by the fault of this request, and put it in the log."""
         fault = self._fault
-        if isinstance(body, bytes) and fault in ("short", "whole", "flipped"):
+        if isinstance(body, bytes) and fault in RANGES_SPOILED:
             fault = self._fault = "500"  # these are ways to spoil a range
         length = len(body) if isinstance(body, bytes) else body[2] - body[1]
         sent, shown = 0, status
@@ -266,6 +269,12 @@ class Handler(BaseHTTPRequestHandler):
                 data = bytearray(file.read(length))
                 data[length // 2] ^= 0xFF
                 self.wfile.write(data)
+                return length
+            if self._fault == "trickle":
+                file.seek(start)
+                for byte in file.read(length):
+                    self.wfile.write(bytes([byte]))
+                    self.hub.closing.wait(self.hub.trickle_s)
                 return length
             sent = 0
             with suppress(ConnectionError):

@@ -19,7 +19,8 @@ from tests.hub_handler import Handler, Request
 FAULTS = ("408", "429", "500", "503", "reset", "cut", "short", "stall")
 """cut: the body ends before its Content-Length. short: a correct answer for the first half of the
 range. stall: half the body, then silence for `Hub.stall_s` and a closed connection. Others that
-may be asked for: `whole` (the range is ignored), `flipped` (one byte is changed)."""
+may be asked for: `whole` (the range is ignored), `flipped` (one byte is changed), `elsewhere` (the
+range one byte further, as Content-Range says), `trickle` (a byte each `Hub.trickle_s`)."""
 
 
 class Hub:
@@ -43,12 +44,13 @@ class Hub:
         seed: int = 0,
         retry_after_s: int = 1,
         stall_s: float = 3.0,
+        trickle_s: float = 0.05,
         page: int = 1000,
         cdn: bool = False,
     ) -> None:
         self.root, self.token, self.page = root, token, page
         self.fault_share, self.faults, self.fault_from = fault_share, tuple(faults), fault_from
-        self.retry_after_s, self.stall_s = retry_after_s, stall_s
+        self.retry_after_s, self.stall_s, self.trickle_s = retry_after_s, stall_s, trickle_s
         self.log: list[Request] = []
         self.closing = threading.Event()
         self._lock = threading.Condition()

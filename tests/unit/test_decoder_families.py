@@ -1,6 +1,7 @@
 """Every family: its layers are found, watched, dropped, saved and reloaded by stock transformers."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -162,6 +163,15 @@ def test_stale_depths_and_missing_weights_are_refused(family, folders, tmp_path)
             load_model(tmp_path)
     (tmp_path / "config.json").write_text((folders / family / "config.json").read_text())
     name = next(name for name in weights if name.endswith("layers.2.self_attn.o_proj.weight"))
+    shape = tuple(weights[name].shape)
+    other = weights | {name: torch.zeros(3, 5)}
+    save_file(other, tmp_path / "model.safetensors", {"format": "pt"})
+    message = (
+        rf"layers\.2\.self_attn\.o_proj\.weight has the shape \(3, 5\), not {re.escape(str(shape))}"
+    )
+    with pytest.raises(InputError, match=message) as raised:
+        load_model(tmp_path)
+    assert "\n" not in str(raised.value)
     del weights[name]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"newly initialised, first .*layers\.2\.self_attn\.o_pro"):

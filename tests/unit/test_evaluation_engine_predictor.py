@@ -88,7 +88,10 @@ def test_a_store_keeps_what_is_whole_and_drops_a_torn_line(tmp_path, capsys):
         *("7", "null", "[]", '"x"', "{}", '{"predictions": {"3": ' + row + "}}"),
         *('{"seconds": 1, "predictions": [' + row + "]}", '{"seconds": 1, "predictions": null}'),
         *('{"seconds": 1, "predictions": {"3": ["x"]}}', '{"seconds": 1, "predictions": {"3": 7}}'),
-        '{"seconds": 1, "predictions": {"3": [null, 1, true]}}',
+        *(
+            '{"seconds": 1, "predictions": {"3": ' + row + "}}"
+            for row in ("[null, 1, true]", '["x", "y", true]', '["x", true, true]', '["x", 1, "z"]')
+        ),
     ):
         file.write_bytes(whole.splitlines(keepends=True)[0] + odd_line.encode() + b"\n")
         again = PredictionStore(tmp_path)

@@ -136,6 +136,7 @@ def test_grades_come_from_the_grader_and_are_not_asked_for_twice(lmu, tmp_path):
             "unparsed": None,  # a row without a grade is an error
             "unparsed_share": None,
             "ungraded": 0,
+            "unreadable_replies": 0,
             "judge": "grader",
         }
         assert len(server.requests) == 3
@@ -193,7 +194,8 @@ def only_first(act):
         (say("Total: 7/10"), "it answered 'Total: 7/10', which cannot be read"),
         (say("score of component 1: 3/6, total score: 5/10. One is missing."), "cannot be read"),
         (say(GRADE.replace("5/10", "12/10")), "cannot be read"),
-        (say(GRADE.replace("3/6", "2.5/6")), "cannot be read"),
+        (say(GRADE.replace("3/6", "2.5/0")), "cannot be read"),
+        (say(GRADE.replace(", total", " is too much, total")), "cannot be read"),
     ],
 )
 def test_whatever_it_does_is_one_clear_error_and_what_was_graded_stays(
@@ -252,7 +254,7 @@ def test_a_grader_that_refuses_everything_is_soon_left_alone(forty, tmp_path, ca
 def test_replies_that_cannot_be_read_here_and_there_end_nothing(forty, tmp_path):
     with faulty_grader(lambda call, prompt: say(REFUSED if call % 3 else GRADE)) as server:
         with pytest.raises(InputError, match="27 of 40 rows were not graded"):
-            score(forty, tmp_path, "MIABench", right, connect(server, parallel=1))
+            score(forty, tmp_path, "MIABench", right, connect(server, parallel=1, retries=0))
         assert len(server.requests) == 40
 
 
@@ -285,6 +287,40 @@ def test_a_question_is_asked_once_whatever_comes_back(lmu, tmp_path, name):
             score(lmu, tmp_path, name, vague, grader)
         assert 0 < len(server.prompts) == len(set(server.prompts))
         assert {request["temperature"] for request in server.requests} == {0}
+
+
+ODD_GRADES = {
+    "score of component 1: 2.5/6, score of component 2: 2/4, total score: 4.5/10. So.": 45,
+    "Score of component 1: 3/6, Score of component 2: 2/4, Total score: 5/10.": 50,
+    "Sure!\nscore of component 1: 3/6\nscore of component 2: 2/4\ntotal score: 5.5/10": 55,
+    "- **Score of component 1:** 3/6\n- **Score of component 2:** 2/4\n- **Total score:** 6/10": 60,
+    "score of component 1: 3/6. score of component 2: 2/4, and the total score: 4/10.": 40,
+}
+
+
+@pytest.mark.parametrize("reply", ODD_GRADES)
+def test_a_grade_may_be_written_otherwise(lmu, tmp_path, reply):
+    with faulty_grader(lambda call, prompt: say(reply)) as server:
+        record, value = score(lmu, tmp_path, "MIABench", right, connect(server, retries=0))
+        assert value == pytest.approx(ODD_GRADES[reply])
+        assert (record["unreadable_replies"], len(server.requests)) == (0, 3)
+
+
+def test_a_grade_that_cannot_be_read_is_asked_for_again_and_counted(lmu, tmp_path):
+    with faulty_grader(lambda call, prompt: say(REFUSED if call < 4 else GRADE)) as server:
+        with pytest.raises(InputError, match="1 of 3 rows were not graded"):
+            score(lmu, tmp_path, "MIABench", right, connect(server, parallel=1, retries=1))
+        assert [request["temperature"] for request in server.requests] == [0, 0.5, 0, 0.5, 0]
+        record, value = score(lmu, tmp_path, "MIABench", right, connect(server))
+        assert (record["unreadable_replies"], value) == (3, pytest.approx(50))
+
+
+def test_asking_again_keeps_to_the_budget(lmu, tmp_path):
+    with faulty_grader(lambda call, prompt: say(REFUSED)) as server:
+        grader = connect(server, model="gpt-4o", price=[0, 1000], budget=1.5, retries=7, parallel=1)
+        with pytest.raises(InputError, match=r"would pass evaluation\.grader\.budget"):
+            score(lmu, tmp_path, "MIABench", right, grader)  # 0.35 a call
+        assert len(server.requests) == 4
 
 
 def test_an_interrupt_does_not_wait_for_all_rows(forty, tmp_path):
@@ -327,7 +363,8 @@ def test_a_spoiled_cache_and_a_torn_line_are_recovered_from(lmu, tmp_path, torn)
         replies.write_bytes(replies.read_bytes()[:-9])
         assert score(lmu, tmp_path, "MIABench", right, grader)[1] == pytest.approx(50)
         assert len(server.requests) == 4
-        replies.write_bytes(b"\x00\xff\nnull\n{}\n" + replies.read_bytes())
+        torn = b'\x00\xff\nnull\n7\n{}\n{"key": "x", "reply": 7}\n'
+        replies.write_bytes(torn + replies.read_bytes())
         assert score(lmu, tmp_path, "MIABench", right, grader)[1] == pytest.approx(50)
         assert len(server.requests) == 4
 
@@ -454,18 +491,9 @@ def test_the_demos_rules_grade_and_extract_as_what_they_are(lmu, tmp_path):
 # Cost
 
 
-def hosted(server, monkeypatch, **changes):
-    """A grader on loopback that is taken for one on another machine."""
-    grader = connect(server, **changes)
-    monkeypatch.setattr(grading.Grader, "hosted", property(lambda self: True))
-    return grader
-
-
-def test_a_hosted_graders_price_is_told_before_and_only_for_what_is_missing(
-    lmu, tmp_path, monkeypatch, capsys
-):
+def test_a_price_is_told_before_and_only_for_what_is_missing(lmu, tmp_path, capsys):
     with faulty_grader() as server:
-        grader = hosted(server, monkeypatch, model="gpt-4o", price=[1000, 2000], budget=100)
+        grader = connect(server, model="gpt-4o", price=[1000, 2000], budget=100)
         score(lmu, tmp_path, "MIABench", right, grader)
         line = next(x for x in capsys.readouterr().out.splitlines() if "MIA-Bench" in x)
         assert line.startswith(f"MIA-Bench: 3 calls to gpt-4o at {server.base_url}, about ")
@@ -478,9 +506,9 @@ def test_a_hosted_graders_price_is_told_before_and_only_for_what_is_missing(
         assert "calls to" not in capsys.readouterr().out
 
 
-def test_a_budget_holds_over_a_job_and_before_any_call(lmu, tmp_path, monkeypatch):
+def test_a_budget_holds_over_a_job_and_before_any_call(lmu, tmp_path):
     with faulty_grader() as server:
-        grader = hosted(server, monkeypatch, model="gpt-4o", price=[0, 1000], budget=1.5)
+        grader = connect(server, model="gpt-4o", price=[0, 1000], budget=1.5)
         score(lmu, tmp_path / "a", "MIABench", right, grader)
         assert len(server.requests) == 3
         with pytest.raises(InputError, match=r"budget: MIA-Bench .* to 2\.10, which is above 1\.5"):
@@ -498,9 +526,7 @@ def test_a_budget_holds_over_a_job_and_before_any_call(lmu, tmp_path, monkeypatc
 )
 def test_further_tries_count_against_the_budget(lmu, tmp_path, monkeypatch, capsys, act, asked):
     with faulty_grader(lambda call, prompt: act) as server:
-        grader = hosted(
-            server, monkeypatch, model="gpt-4o", price=[0, 1000], budget=1.5, retries=7, parallel=1
-        )
+        grader = connect(server, model="gpt-4o", price=[0, 1000], budget=1.5, retries=7, parallel=1)
         monkeypatch.setattr(grader_client, "LOST_CALLS", 1)
         with pytest.raises(InputError, match="3 of 3 rows were not graded") as caught:
             score(lmu, tmp_path, "MIABench", right, grader)  # 0.35 a call
@@ -514,16 +540,16 @@ def test_further_tries_count_against_the_budget(lmu, tmp_path, monkeypatch, caps
         )
 
 
-def test_a_budget_of_just_the_estimate_is_enough(lmu, tmp_path, monkeypatch):
+def test_a_budget_of_just_the_estimate_is_enough(lmu, tmp_path):
     with faulty_grader() as server:
-        grader = hosted(server, monkeypatch, model="gpt-4o", price=[0, 1000], budget=1.05)
+        grader = connect(server, model="gpt-4o", price=[0, 1000], budget=1.05)
         assert score(lmu, tmp_path, "MIABench", right, grader)[1] == pytest.approx(50)
         assert len(server.requests) == 3
 
 
 def test_a_grader_on_this_machine_costs_nothing(lmu, tmp_path, capsys):
     with faulty_grader() as server:
-        score(lmu, tmp_path, "MIABench", right, connect(server, price=[9e9, 9e9], budget=0.0))
+        score(lmu, tmp_path, "MIABench", right, connect(server))
     assert "calls to" not in capsys.readouterr().out
 
 

@@ -289,7 +289,7 @@ def test_a_grader_has_the_configs_limits_and_hides_its_key(monkeypatch):
         )
         assert (grader.kind, grader.model, grader.extract) == ("demo", "m", True)
         assert (grader.timeout_s, grader.retries, grader.parallel) == (7, 0, 2)
-        assert (grader.price, grader.budget, grader.hosted) == ((1.0, 2.0), None, False)
+        assert (grader.price, grader.budget, grader.billed) == ((1.0, 2.0), None, True)
         assert grader.identity == ["demo", "m"]
         assert grader.client().ask(PAYLOAD) == "A"
         assert server.keys == {f"Bearer {KEY}"}
@@ -344,6 +344,24 @@ def test_a_key_given_as_its_variables_name_is_not_shown(key):
             with pytest.raises(InputError, match=r"evaluation\.grader\.key_env") as caught:
                 grading.connect(settings(server, **changes), ["MIABench"])
             assert key not in str(caught.value)
+
+
+def test_a_beginning_of_the_key_is_cut_out_of_errors():
+    told = f"unknown key {KEY[:11]}... or '{KEY[:8]}'"
+    with (
+        faulty_grader(in_turn(fail(401, told))) as server,
+        pytest.raises(CallFailed, match=r"unknown key \[key\]\.\.\. or '\[key\]'"),
+    ):
+        client(server).ask(PAYLOAD)
+
+
+def test_a_key_too_short_to_be_cut_out_is_refused_unseen(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "s3cret7")
+    with faulty_grader() as server:
+        grading.connect(settings(server), ["MIABench"])  # no secret on this machine
+        with pytest.raises(InputError, match=r"MY_KEY, .* holds less than 8 characters") as caught:
+            grading.connect(settings(server, base_url="https://a.example/v1"), ["MIABench"])
+    assert "s3cret7" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Other: 1", f"two {KEY}", f"{KEY}ü"])

@@ -149,6 +149,13 @@ def test_images_that_are_gone_are_told_and_made_again(source, tmp_path):
         (["x", "x"], "row 3: index x stands in more than one row .row 2 too"),
         (["3", ""], "row 3: the index is empty"),
         (["NA", "3"], "row 2: the index is empty"),
+        (["1.5", "2.5"], "row 2: index '1.5' is a number that VLMEvalKit writes otherwise"),
+        (["1.0", "2.0"], "row 2: index '1.0' is a number"),
+        (["1", "1e3"], "row 3: index '1e3' is a number"),
+        (["1", "007"], "row 3: index '007' is a number"),
+        ([" 1", "x"], "row 2: index ' 1' is a number"),
+        (["x", "../../../evil"], r"row 3: index '\.\./\.\./\.\./evil' leads out of the folder"),
+        (["/tmp/evil", "x"], "row 2: index '/tmp/evil' leads out of the folder"),
         (["3", "3.0"], "row 3: index 3.0 stands in more than one row .row 2 too"),
     ],
 )
@@ -159,6 +166,21 @@ def test_an_index_that_vlmeval_reads_as_another_is_refused(indices, line, source
     with pytest.raises(InputError, match=rf"AI2D_TEST\.tsv: {line}"):
         prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
     assert not (tmp_path / "lmu" / "AI2D_TEST.json").exists()
+    assert not list((tmp_path / "lmu").rglob("evil*"))
+
+
+def test_a_picture_is_not_written_elsewhere(source, tmp_path):
+    change(source, "AI2D_TEST", lambda t: t.assign(image_path=["0.png", "../../../evil.png"]))
+    with pytest.raises(InputError, match=r"row 3: image_path '\.\./.*' leads out of the folder"):
+        prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
+
+
+def test_names_and_negative_numbers_may_be_indices(source, tmp_path):
+    path = source / "AI2D_TEST.tsv"
+    for indices in (["a..b", "c:d"], ["-1", "0"]):
+        table = pd.read_csv(path, sep="\t", dtype=str)
+        table.assign(index=indices).to_csv(path, sep="\t", index=False)
+        prepare_benchmark("AI2D_TEST", tmp_path / "lmu", str(source))
 
 
 def test_a_limit_keeps_rotations_of_one_question_together():

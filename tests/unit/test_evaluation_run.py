@@ -13,6 +13,7 @@ import torch
 from interlace.errors import InputError
 from interlace.evaluation import kit
 from interlace.evaluation.benchmarks import BENCHMARKS
+from interlace.evaluation.engine import ordered
 from interlace.evaluation.outcomes import read_outcomes_file
 from interlace.evaluation.predictions import Prediction
 from interlace.evaluation.prepare import prepare_benchmarks
@@ -217,6 +218,35 @@ def test_another_checkpoint_is_another_folder(work, tmp_path):
         checkpoint_digest(tmp_path)
 
 
+def test_another_question_is_another_folder(work, tmp_path, capsys):
+    root, file = tmp_path / "lmu", tmp_path / "tsv" / "AI2D_TEST.tsv"
+    make_tiny_benchmarks(file.parent, datasets=("AI2D_TEST",))
+    for generated in (True, False):
+        prepare_benchmarks(["AI2D_TEST"], root, str(file.parent))
+        go(work, tmp_path / "out", ["AI2D"], lmu=root)
+        assert ("0 of 2 rows are predicted" in capsys.readouterr().out) == generated
+    table = pd.read_csv(file, sep="\t")
+    table.loc[0, "question"] = "What is to be seen?"
+    table.to_csv(file, sep="\t", index=False)
+    prepare_benchmarks(["AI2D_TEST"], root, str(file.parent))
+    go(work, tmp_path / "out", ["AI2D"], lmu=root)
+    assert "0 of 2 rows are predicted" in capsys.readouterr().out
+    assert len([path for path in (tmp_path / "out/work").glob("AI2D-*") if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("engine", ["batched", "vlmevalkit"])
+def test_a_torn_picture_is_named(work, tmp_path, engine):
+    prepare_benchmarks(["AI2D_TEST"], tmp_path / "lmu", str(work / "tsv"))
+    image = tmp_path / "lmu" / "images" / "AI2D_TEST" / "1.png"
+    image.write_bytes(image.read_bytes()[:100])
+    line = r"AI2D_TEST/1\.png: .* does not decode .* delete it and"
+    with pytest.raises(InputError, match=line):
+        go(work, tmp_path / "out", ["AI2D"], lmu=tmp_path / "lmu", engine=engine)
+    image.write_bytes(image.read_bytes()[:30])  # which vlmeval mends where it has the TSV's own
+    with pytest.raises(InputError, match=line):
+        ordered([("1", [{"type": "image", "value": str(image)}])], None, None)
+
+
 def test_a_limit_marks_its_result_and_keeps_rotations_together(work, tmp_path):
     found = go(work, tmp_path, ["MMBench", "HRBench4K"], limit=3)
     assert (found["MMBench"]["num_samples"], found["MMBench"]["partial"]) == (4, True)
@@ -249,6 +279,14 @@ def test_sampling_has_a_seed_of_its_own(work, tmp_path):
         (["OCRBench"], {"max_pixels": 50000}, "max_pixels: 50000 is below 102400"),
         (["AI2D"], {"min_pixels": 9000, "max_pixels": 8000}, "9000 is more than max_pixels"),
         (["Chart"], {}, "benchmark 'Chart' is unknown"),
+        (
+            ["AI2D"],
+            {"decoding": "released", "temperature": 0},
+            "temperature: 0 is not above 0; set",
+        ),
+        (["AI2D"], {"limit": 0}, "evaluation.limit: 0 is below 1"),
+        (["AI2D"], {"limit": -1}, "evaluation.limit: -1 is below 1"),
+        (["AI2D"], {"modes": {"limited": 0}}, "evaluation.modes.limited: 0 is below 1"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(benchmarks, settings, line, work, tmp_path):
@@ -358,6 +396,22 @@ def test_an_old_result_does_not_stay_beside_new_outcomes(work, tmp_path, says, m
         go(work, tmp_path, ["AI2D"])
     assert set(read_outcomes_file(tmp_path / "AI2D.parquet")["prediction"]) == {"B"}
     assert not (tmp_path / "AI2D.json").exists()
+
+
+def test_results_of_another_checkpoint_do_not_stay_beside_new_ones(work, tmp_path, says):
+    says(str)
+    with stub_grader() as server:
+        go(work, tmp_path, ["AI2D", "MIABench"], grader=openai(server))
+        assert (tmp_path / "MIABench.json").exists()
+        server.answer = lambda call: None
+        other = make_tiny_checkpoint(tmp_path / "other", layers=4, seed=1)
+        says(lambda index: "B")
+        with pytest.raises(InputError, match="MIA-Bench: 2 of 2 rows were not graded"):
+            go(work, tmp_path, ["AI2D", "MIABench"], checkpoint=other, grader=openai(server))
+    assert read_json(tmp_path / "AI2D.json")["provenance"]["model_revision"] == checkpoint_digest(
+        other
+    )
+    assert not list(tmp_path.glob("MIABench.*"))
 
 
 def test_a_full_disk_is_told(work, tmp_path, says):

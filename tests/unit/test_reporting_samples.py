@@ -12,7 +12,7 @@ def counts(**changed):
     return {
         "rows": 1000, "target": 10, "drawn": 12, "kept": 10, "records": 10, "short": 0, "images": 9,
         "row_groups": 1, "bytes_fetched": 1_234_567, "bytes_kept": 1_000_000, "calibration": 1,
-        "footer_bytes": 64_000, "refused_shards": 0,
+        "footer_bytes": 64_000, "refused_shards": 0, "refused_rows": 0,
         "rejected": {"too_many_turns": 2, "missing_image": 0},
     } | changed  # fmt: skip
 
@@ -45,10 +45,12 @@ def test_bytes_are_exact_for_machines_and_short_for_people(tmp_path):
 
 
 def test_records_and_refused_shards_show_where_there_are_any(tmp_path):
-    subset = counts(records=25, refused_shards=2, cut=3)
+    subset = counts(records=25, refused_shards=2, refused_rows=77, cut=3)
     body = {"source": "folder", "subsets": {"s": subset}, "total": subset}
     rows, markdown, _ = table(tmp_path, body)
     assert (rows[0]["records"], rows[0]["refused_shards"], rows[0]["cut"]) == ("25", "2", "3")
+    assert rows[0]["refused_rows"] == "77"
+    assert "refused rows: 77 that those shards announce" in markdown
     assert "samples.json names them" in markdown
     assert "Source: folder." in markdown
 

@@ -89,7 +89,7 @@ def test_a_stale_cache_needs_nothing_deleted_that_the_message_does_not_name(home
     serve(tmp_path / "in")
     with pytest.raises(InputError) as caught:
         draw(tmp_path)
-    told = f"changed since it was planned; delete {tmp_path / 'work'} and run again"
+    told = f"(or its footer came spoiled then); delete {tmp_path / 'work'} and run again"
     assert str(caught.value).endswith(told)
     remove(tmp_path / "work")
     plan(tmp_path, address)

@@ -204,6 +204,12 @@ def item(question="<image>\nWhat?", image="a.png", answer="This.", **keys):
     return {"image": image, "conversations": messages} | keys
 
 
+def with_junk(place):
+    found = item()
+    found["conversations"].insert(place, "JUNK")
+    return found
+
+
 def test_packed_items_lines_and_images_elsewhere_are_taken_in(tmp_path):
     body = [
         [item(), item("What?\n<image>", id="own", subset="other")],
@@ -238,6 +244,12 @@ def test_packed_items_lines_and_images_elsewhere_are_taken_in(tmp_path):
         (item(answer=None), "a message that is no text"),
         (item(answer="\ud800"), "a message that is no text"),
         (item(subset="../../up"), "a `subset` that is no folder name"),
+        (item(subset="x\ud800"), "a `subset` that is no folder name"),
+        (item(subset="x" * 300), "a `subset` that is no folder name"),
+        (item(id="\ud800"), "an `id` that is no text"),
+        (item(image="a\ud800.png"), "`image` is neither a path nor a list of paths"),
+        (with_junk(2), "messages do not alternate between human and gpt"),
+        (with_junk(1), "messages do not alternate between human and gpt"),
         (
             {"conversations": [{"from": "gpt", "value": "a"}]},
             "messages do not alternate between human and gpt",

@@ -2,7 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from interlace.sampling.footer_store import FOLDER, FooterStore, footer_digest, move_footers
+from interlace.sampling.footer_store import FOLDER, FooterStore, move_footers
+from interlace.sampling.ranges import fingerprint
 from tests.flaky import FlakyFileSystem, serve
 from tests.unit.shards import IMAGES, TEXTS, read, shard
 
@@ -14,7 +15,7 @@ def names(folder):
 
 
 def test_a_footer_comes_back_from_any_of_the_folders_and_goes_to_the_last(tmp_path):
-    digest, folders = footer_digest(FOOTER), [tmp_path / name for name in "abc"]
+    digest, folders = fingerprint(FOOTER), [tmp_path / name for name in "abc"]
     store = FooterStore(*folders)
     assert store.get(digest, len(FOOTER)) is None
     store.put(digest, FOOTER)
@@ -26,7 +27,7 @@ def test_a_footer_comes_back_from_any_of_the_folders_and_goes_to_the_last(tmp_pa
 
 
 def test_what_is_torn_or_of_another_footer_is_as_none(tmp_path):
-    digest, store = footer_digest(FOOTER), FooterStore(tmp_path)
+    digest, store = fingerprint(FOOTER), FooterStore(tmp_path)
     path = tmp_path / FOLDER / digest
     store.put(digest, FOOTER)
     whole = path.read_bytes()
@@ -35,13 +36,13 @@ def test_what_is_torn_or_of_another_footer_is_as_none(tmp_path):
         assert store.get(digest, len(FOOTER)) is None
     path.write_bytes(whole)
     assert store.get(digest, len(FOOTER) - 1) is None
-    other = footer_digest(FOOTER + b"x")
+    other = fingerprint(FOOTER + b"x")
     path.rename(path.with_name(other))
     assert store.get(other, len(FOOTER)) is None
 
 
 def test_threads_that_keep_the_same_footer_leave_it_once_and_whole(tmp_path):
-    digest, store = footer_digest(FOOTER), FooterStore(tmp_path)
+    digest, store = fingerprint(FOOTER), FooterStore(tmp_path)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: store.put(digest, FOOTER), range(64)))
     assert names(tmp_path / FOLDER) == [digest]
@@ -49,7 +50,7 @@ def test_threads_that_keep_the_same_footer_leave_it_once_and_whole(tmp_path):
 
 
 def test_footers_move_and_take_the_place_of_others(tmp_path):
-    digest = footer_digest(FOOTER)
+    digest = fingerprint(FOOTER)
     move_footers(tmp_path / "none", tmp_path / "plan")
     FooterStore(tmp_path / "plan").put("stale", b"")
     FooterStore(tmp_path / "work").put(digest, FOOTER)

@@ -10,11 +10,10 @@ import pytest
 
 from interlace.errors import InputError
 from interlace.sampling import footers
-from interlace.sampling.footer_store import footer_digest
 from interlace.sampling.footers import fetch_footer, read_footers
-from interlace.sampling.ranges import RangeReader
+from interlace.sampling.ranges import RangeReader, fingerprint
 from interlace.sampling.source import list_shards, open_source
-from tests.flaky import FlakyFileSystem, serve
+from tests.flaky import FlakyFileSystem, serve, spoiling
 from tests.tiny import SCHEMA, make_tiny_finevision
 from tests.unit.shards import IMAGES, SETTINGS, TEXTS, footer_of, read, shard
 
@@ -139,6 +138,7 @@ def test_shards_of_no_use_are_named_and_the_rest_goes_on(tmp_path):
     assert "no column `texts`" in why["lacks"]
     assert "column `images` is int64" in why["wrong"]
     assert "contradict" in why["against"]
+    assert found["s"].refused_rows == 16  # of the four whose footers can be read
     assert "contradict" in why["binary"]
     assert "not Parquet" in why["torn"]
     assert all("\n" not in text for text in why.values())
@@ -226,31 +226,16 @@ def test_an_interrupt_does_not_wait_for_what_waits_to_try_again(tmp_path, monkey
     assert len(tries) == 1
 
 
-def spoil_once(place):
-    """Flip a byte of each first answer of a range, counted from its end."""
-    seen = set()
-
-    def fault(path, start, data):
-        if path in seen:
-            return data
-        seen.add(path)
-        spoiled = bytearray(data)
-        spoiled[place(data)] ^= 0xFF
-        return bytes(spoiled)
-
-    return fault
-
-
 def test_a_footer_spoiled_on_its_way_is_read_once_more(tmp_path):
     columns = {"images": IMAGES, "texts": TEXTS}
     for name in "abc":
         shard(tmp_path / "in", name, columns)
     address = serve(tmp_path / "in")
-    FlakyFileSystem.fault = spoil_once(lambda data: -1)
+    FlakyFileSystem.fault = spoiling(1, lambda data: -1)
     found, reader = read(address, tmp_path / "cache")
     assert found["s"].refused == {}
     assert reader.requests == 6
-    FlakyFileSystem.fault = spoil_once(lambda data: data.index(b"texts"))  # still a whole footer
+    FlakyFileSystem.fault = spoiling(1, lambda data: data.index(b"texts"))  # still a whole footer
     found, _ = read(address, tmp_path / "other")
     assert found["s"].refused == {}
     FlakyFileSystem.fault = None
@@ -258,6 +243,32 @@ def test_a_footer_spoiled_on_its_way_is_read_once_more(tmp_path):
         again, reader = read(address, tmp_path / cache)
         assert reader.requests == 0
         assert again["s"].table.equals(found["s"].table)
+
+
+def patiently(address, cache, retries):
+    source = open_source(address)
+    reader = RangeReader(source.filesystem, retries)
+    return read_footers(source, list_shards(source)[0], SETTINGS, reader, cache), reader
+
+
+BROKEN, CONTRARY = (lambda data: -1), (lambda data: data.index(b"texts"))  # the latter is whole
+
+
+@pytest.mark.parametrize("place", [BROKEN, CONTRARY])
+def test_a_footer_is_asked_for_until_it_is_right_or_patience_ends(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 0.001)
+    for name in "abc":
+        shard(tmp_path / "in", name, {"images": IMAGES, "texts": TEXTS})
+    address, of = serve(tmp_path / "in"), lambda path, start: path.endswith("b.parquet")
+    FlakyFileSystem.fault = spoiling(2, place, of)
+    (found,), reader = patiently(address, tmp_path / "cache", 2)
+    assert found.refused == {}
+    # One that is whole must be known to be right: twice the same.
+    assert (reader.requests, reader.failed) == ((5, 2) if place is BROKEN else (6, 2))
+    FlakyFileSystem.fault = spoiling(99, place, of)
+    with pytest.raises(InputError, match=r"b\.parquet: footer: \d answers of the right length"):
+        patiently(address, tmp_path / "other", 2)
+    assert not (tmp_path / "other" / "s.parquet").exists()
 
 
 @pytest.mark.parametrize("place", [lambda data: -1, lambda data: data.index(b"texts")])
@@ -342,11 +353,15 @@ def test_the_footer_planned_with_is_known_again(tmp_path):
     address, footer, size = serve(tmp_path / "in"), footer_of(path), path.stat().st_size
     found, _ = read(address, tmp_path / "cache")
     digest = found["s"].groups["digest"][0]
-    assert digest == footer_digest(footer)
+    assert digest == fingerprint(footer)
     source = open_source(address)
     place = source.path("s", "a.parquet")
-    FlakyFileSystem.fault = spoil_once(lambda data: len(data) // 2)
+    FlakyFileSystem.fault = spoiling(1, lambda data: len(data) // 2)
     reader = RangeReader(source.filesystem, retries=0)
     assert fetch_footer(reader, place, size, len(footer), digest) == footer
     assert reader.requests == 2
     assert fetch_footer(reader, place, size, len(footer), "another") is None
+    assert reader.requests == 4
+    FlakyFileSystem.fault = spoiling(99, lambda data: 9)
+    with pytest.raises(InputError, match="2 answers of the right length"):
+        fetch_footer(reader, place, size, len(footer), digest)

@@ -6,6 +6,7 @@ Each sample is drawn by a process of its own, since huggingface_hub reads its en
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from collections import Counter
 
 import pytest
 
+from interlace.errors import InputError
 from interlace.io import folder_digest
+from interlace.sampling import hub as hub_files
 from interlace.sampling.index import load_index
+from interlace.sampling.ranges import RangeReader
 from interlace.sampling.run import draw_samples
 from tests.finevision_like import REPO, write_scaled
 from tests.loopback_hub import FAULTS, Hub
@@ -347,3 +351,26 @@ def test_bytes_that_are_not_those_asked_for_are_seen_and_asked_for_again(tmp_pat
         assert len(spoiled) >= 8
     local, far = (tmp_path / where / "samples" for where in ("local", "far"))
     assert folder_digest(far, "*.parquet") == folder_digest(local, "*.parquet")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("elsewhere", "OtherRange: Content-Range 'bytes 101-200/400' for bytes 100 to 200"),
+        ("trickle", "TimeoutError: "),
+    ],
+)
+def test_other_bytes_and_a_server_that_trickles_are_tried_again(tmp_path, monkeypatch, fault, told):
+    monkeypatch.setattr(hub_files.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 0.001)
+    data = bytes(range(200)) * 2
+    (tmp_path / REPO).mkdir(parents=True)
+    (tmp_path / REPO / "a.bin").write_bytes(data)
+    with Hub(tmp_path, fault_share=1.0, faults=[fault], fault_once=True) as hub:
+        path = f"datasets/{REPO}@{hub.dataset(REPO).commit}/a.bin"
+        files = hub_files.HubFiles(endpoint=hub.url, skip_instance_cache=True)
+        with pytest.raises(InputError, match=re.escape(told)):
+            RangeReader(files, retries=0).read(path, 100, 100)
+        reader = RangeReader(files, retries=1)
+        assert reader.read(path, 150, 100) == data[150:250]
+        assert reader.failed == 1

@@ -157,6 +157,7 @@ def test_counts_say_what_every_subset_gave_and_what_was_left_out(tmp_path):
     bad, good, total = body["subsets"]["bad"], body["subsets"]["good"], body["total"]
     assert set(bad) == set(good)
     assert (bad["kept"], bad["refused_shards"], good["refused_shards"]) == (0, 1, 0)
+    assert (bad["refused_rows"], good["refused_rows"], total["refused_rows"]) == (1, 0, 1)
     assert "no column `images`" in bad["refused"]["0.parquet"]
     assert (total["kept"], total["refused_shards"], total["shards"]) == (10, 1, 2)
     assert "refused" not in total

@@ -17,7 +17,7 @@ from interlace.sampling.fetch import Fetcher
 from interlace.sampling.index import load_index
 from interlace.sampling.plan import plan_samples
 from interlace.sampling.subset import draw_subset
-from tests.flaky import FlakyFileSystem, serve
+from tests.flaky import FlakyFileSystem, serve, spoiling
 from tests.unit.sample_rows import png, row, write
 
 UNITS = ("row", "row_group", "first")
@@ -29,6 +29,11 @@ class Killed(BaseException):
 
 def rows_with_excess(count, every=4):
     return [row(user=f"q{i}", images=4 if i % every == 0 else 1) for i in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr("interlace.sampling.ranges.FIRST_WAIT_S", 0.001)
 
 
 @pytest.fixture
@@ -148,6 +153,41 @@ def test_a_passing_flip_is_mended_by_fetching_again(place):
     FlakyFileSystem.fault = flip
     assert folder_digest(draw(place, settings)) == folder_digest(good)
     assert flipped
+
+
+def first_group(path, start):
+    return start == 4 and "00002-of" in path
+
+
+def test_what_a_network_spoils_is_asked_for_until_it_is_right_or_patience_ends(place, capsys):
+    settings = plan(place, unit="first", retries=3, fraction=0.9)
+    good = draw(place, settings, "good")
+    asked = len(FlakyFileSystem.log)
+    FlakyFileSystem.fault = spoiling(3, lambda data: 20, first_group)
+    FlakyFileSystem.log.clear()
+    capsys.readouterr()
+    assert folder_digest(draw(place, settings)) == folder_digest(good)
+    assert len(FlakyFileSystem.log) == asked + 3
+    assert f"{asked + 3} requests, 3 of them tried again" in capsys.readouterr().out
+    FlakyFileSystem.fault = spoiling(4, lambda data: 20, first_group)
+    told = r"00002-of.*: row group 0: 4 answers of the right length, each with other bytes"
+    with pytest.raises(InputError, match=told):
+        draw(place, settings, "never")
+    assert not list((place[0] / "spool").glob("*/*.json"))
+    FlakyFileSystem.fault = None
+    assert folder_digest(draw(place, settings, "later")) == folder_digest(good)
+
+
+@pytest.mark.parametrize("retries", [0, 5])
+def test_damage_at_the_source_is_asked_for_twice_whatever_the_patience(place, retries):
+    settings = plan(place, unit="first", retries=retries, fraction=0.9)
+    FlakyFileSystem.fault = lambda path, start, data: (
+        b"?" * len(data) if first_group(path, start) else data
+    )
+    out = draw(place, settings)
+    assert sum(first_group(path, start) for path, start, _ in FlakyFileSystem.log) == 2
+    counts = json.loads((out / "counts.json").read_text())
+    assert counts["rejected"]["unreadable_row_group"] == 8
 
 
 @pytest.mark.parametrize("unit", UNITS)

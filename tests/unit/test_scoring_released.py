@@ -91,6 +91,21 @@ def test_a_file_that_is_none_is_one_clear_error(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_sums_over_no_tokens_and_negative_counts_are_refused(tmp_path):
+    path = tmp_path / "windows.parquet"
+    windows = made_up()
+    counts = windows.counts.copy()
+    for count, message in ((0, r"a sum that is not 0 over 0 text"), (-5, r"scores over -5 text")):
+        counts[3, 0] = count
+        write_windows(path, replace(windows, counts=counts))
+        with pytest.raises(InputError, match=rf"the sample s/3 has {message} tokens\); delete it"):
+            read_windows(path)
+    sums = windows.sums.copy()
+    counts[3], sums[3] = 0, 0
+    write_windows(path, replace(windows, counts=counts, sums=sums))
+    assert read_windows(path).counts[3].sum() == 0
+
+
 def test_default_window_holds_what_every_method_needs():
     assert longest_window(36) == 13  # K <= 12 layers dropped, and the one kept before them
     assert [longest_window(layers) for layers in (3, 4, 6, 9)] == [3, 3, 3, 4]
@@ -158,6 +173,9 @@ def test_files_are_found_by_folder_and_by_prefix(exported):
     (folder / released_names("n", "FineVision")[1]).write_text("{}")
     with pytest.raises(InputError, match=r"2 files \*_pack2_.*one is needed"):
         released_files(folder)
+    (folder / released_names("m", "FineVision")[1]).unlink()
+    with pytest.raises(InputError, match=r"several models or datasets \(m_Fine.*, n_FineVision\)"):
+        released_files(folder)
 
 
 def test_the_grid_measures_in_shards_or_imports(exported):
@@ -211,6 +229,13 @@ def test_bad_files_are_one_clear_error_each(exported, case):
     assert not (exported / "imported").exists()
 
 
+def test_a_start_that_is_there_twice_is_refused(exported):
+    path = released_files(exported / "released")[1]
+    path.write_text(path.read_text().rstrip()[:-1] + ', "3": [0.1, 0.1, 0.1, 0.1, 0.1]}')
+    with pytest.raises(InputError, match=r"pack2.*: start 3 is there 2 times"):
+        load(exported)
+
+
 def test_scores_of_another_depth_are_refused(exported):
     with pytest.raises(InputError, match=r"pack1.*as for 8 layers; the model has 12"):
         load(exported, num_layers=12)
@@ -256,3 +281,8 @@ def test_a_plan_of_the_released_reading_is_the_same_from_both(exported):
     assert plan["calibration"]["imported_from"] == ["m_FineVision"]
     sheet = (exported / "imported" / "plan.md").read_text()
     assert "imported from the files of m_FineVision" in sheet
+    assert "**warning**: scores were imported from files of m_FineVision; which weights" in sheet
+    info = read_windows(exported / "imported" / "windows.parquet").info
+    assert info["model_digest"] is info["provenance"]["model_revision"] is None
+    assert info["imported_for"] == weights_record(exported / "base")["model_digest"]
+    assert "model_files" not in info

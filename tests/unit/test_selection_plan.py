@@ -12,7 +12,9 @@ from interlace.decoder.ratio import num_dropped
 from interlace.errors import InputError
 from interlace.io import digest, write_json
 from interlace.selection.losses import read_losses
+from interlace.selection.method import Choice, Method
 from interlace.selection.plan import make_plan, read_plan, write_plan
+from interlace.selection.registry import METHODS
 from interlace.selection.scores import read_scores
 from interlace.selection.sheet import plan_sheet
 from interlace.stamps import weights_record
@@ -82,7 +84,8 @@ def test_write_plan_reads_scores_and_writes_plan_and_sheet(tmp_path, reading):
         "text": "conversation", "modality": "visual", "subsets": ["a"], "num_samples": 2,
     }  # fmt: skip
     assert (made.reading, made.protect, made.seed) == (reading, [0], 7)
-    assert ("whole conversations" in made.how_reached) is (reading == "released")
+    said = [warning for warning in made.warnings if "(scoring.text: prompt)" in warning]
+    assert len(said) == (reading == "released")
     provenance = json.loads(out.read_text())["provenance"]
     assert provenance["config_digest"] == digest(["interlace", 25, settings])
     assert (provenance["num_samples"], provenance["model_revision"]) == (2, "abc")
@@ -114,6 +117,8 @@ def test_plans_for_another_depth_and_torn_ones_are_refused(tmp_path):
         {"how_reached": None},
         {"warnings": [3]},
         {"calibration": "text"},
+        {"calibration": {}},
+        {"calibration": {"text": "", "modality": "all", "subsets": None}},
     ):
         write_json(out, body | change)
         with pytest.raises(InputError, match=r"plan\.json: not a valid plan"):
@@ -121,6 +126,33 @@ def test_plans_for_another_depth_and_torn_ones_are_refused(tmp_path):
     write_json(out, {key: value for key, value in body.items() if key != "how_reached"})
     with pytest.raises(InputError, match=r"plan\.json: not a valid plan"):
         read_plan(out)
+
+
+def test_a_window_without_a_score_is_refused(tmp_path):
+    out = tmp_path / "plan.json"
+    body = plan("interlace", 25, table([0.5] * 12)).to_dict()
+    for score in (float("nan"), None):
+        body["triplets"][0]["score"] = score
+        out.write_text(json.dumps(body))
+        with pytest.raises(
+            InputError, match=r"score of the window at \d+ is no number\); plan again"
+        ):
+            read_plan(out)
+
+
+def test_protected_layers_in_every_triplet_name_what_is_missing():
+    message = r"plan\.protect: \[1, 4, 7, 10\] leaves no 3 disjoint triplets in 12 layers"
+    with pytest.raises(InputError, match=message):
+        plan("interlace", 25, table([0.5] * 12), protect=[1, 4, 7, 10])
+
+
+def test_a_choice_that_drops_nothing_is_refused(monkeypatch):
+    def choose(request):
+        return Choice([], [], "nothing fits")
+
+    monkeypatch.setitem(METHODS, "toy", Method(choose, "Toy"))
+    with pytest.raises(InputError, match="toy finds no layer to drop, 3 are asked for"):
+        make_plan("toy", 25, num_layers=12)
 
 
 # Losses

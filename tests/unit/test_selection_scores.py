@@ -82,8 +82,8 @@ def test_imported_scores_give_the_plan_of_the_released_code(tmp_path):
         plans = [plan(method, 25, scores, reading="released") for scores in tables]
         assert plans[0].drop == plans[1].drop
         assert plans[0].tune == plans[1].tune
-        assert "whole conversations" in plans[0].how_reached
-        assert "whole conversations" not in plans[1].how_reached
+        assert "prompts only (scoring.text: prompt)" in plans[0].warnings[-1]
+        assert not plans[1].warnings
 
 
 def test_imported_scores_cannot_be_weighed_by_tokens(tmp_path):
@@ -112,7 +112,7 @@ def broken(windows, size, start, value):
         (random_windows, ("m", 12, "all", ["c"]), r"plan\.subsets: .* no sample of `c`; it has a, b"),
         (lambda n: broken(random_windows(n), 2, 3, np.nan), ("m", 12), r"layers 3\.\.4 is nan in"),
         (lambda n: broken(random_windows(n), 3, 0, np.inf), ("m", 12), r"layers 0\.\.2 is inf in"),
-        (lambda n: broken(imported(n), 2, 10, 0.5), ("m", 12), r"layers 10\.\.11 is nan in"),
+        (lambda n: broken(imported(n), 2, 10, [0.5, 0]), ("m", 12), r"layers 10\.\.11 is nan in"),
     ],
 )  # fmt: skip
 def test_wrong_scores_are_one_line_that_names_the_file(tmp_path, make, arguments, message):
@@ -121,6 +121,21 @@ def test_wrong_scores_are_one_line_that_names_the_file(tmp_path, make, arguments
         read_scores(path, *arguments)
     assert "\n" not in str(raised.value)
     assert "windows.parquet" in str(raised.value) or str(raised.value).startswith("plan.")
+
+
+def test_a_size_that_is_missing_below_others_is_not_blamed_on_the_longest(tmp_path):
+    scores = read_scores(save(tmp_path / "w.parquet", random_windows(12, sizes=(1, 2, 4))), "m", 12)
+    message = r"windows of 1, 2, 4 layers, needed are those of 3; score this model again"
+    with pytest.raises(InputError, match=message):
+        plan("interlace", 25, scores)
+
+
+def test_scores_of_no_token_at_all_are_not_blamed_on_the_modality(tmp_path):
+    windows = random_windows(12)
+    windows = replace(windows, counts=windows.counts * 0, sums=windows.sums * 0)
+    path = save(tmp_path / "windows.parquet", windows)
+    with pytest.raises(InputError, match=r"windows\.parquet: no sample has tokens; score"):
+        read_scores(path, "m", 12)
 
 
 def test_a_mean_beyond_that_of_cosines_is_refused(tmp_path):
@@ -174,7 +189,7 @@ def test_no_sample_with_an_image_is_said(tmp_path):
 def test_windows_that_are_too_short_for_a_method_name_the_setting(tmp_path):
     scores = read_scores(save(tmp_path / "w.parquet", random_windows(12, sizes=(1, 2, 3))), "m", 12)
     plan("interlace", 25, scores)
-    with pytest.raises(InputError, match=r"w\.parquet: .*1 to 3 layers.*scoring\.max_window to 4"):
+    with pytest.raises(InputError, match=r"w\.parquet: .*1, 2, 3 layers.*scoring\.max_window to 4"):
         plan("llm_streamline", 25, scores)
 
 

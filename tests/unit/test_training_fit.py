@@ -40,9 +40,9 @@ def gemma3(given):
 @pytest.fixture
 def fitted(given, tmp_path):
     """Return what is chosen for settings; `kept` is the sharding of a checkpoint to go on from,
-    `divisor` says how often a run went out of memory before."""
+    `divisor` says how often a run went out of memory before, `then` what was changed after that."""
 
-    def fitted(base=None, kept=None, divisor=1, **changes):
+    def fitted(base=None, kept=None, divisor=1, then=None, **changes):
         job = {
             "base": str(base or given / "base"), "samples": str(given / "samples"), "seed": 0,
             "settings": {**SETTINGS, **changes}, "out": str(tmp_path / "out"),
@@ -53,7 +53,10 @@ def fitted(given, tmp_path):
             return fit
         if kept:
             (fit.work / kept / "checkpoint-1").mkdir(parents=True, exist_ok=True)
-        fit.smaller.path.write_text(json.dumps({"divisor": divisor}))
+        for _ in range(divisor.bit_length() - 1):
+            fit.smaller.note_out_of_memory(fit.configured)
+            fit = fit_memory(job, PLAN, 1)
+        job["settings"] |= then or {}
         again = fit_memory(job, PLAN, 1)
         shutil.rmtree(fit.work, ignore_errors=True)
         return again
@@ -196,6 +199,20 @@ def test_a_smaller_micro_batch_is_not_a_reason_for_less_thrift(fitted, monkeypat
     assert sizes[0] == sizes[-1]
     assert half.rows == 2
     assert half.estimate.device < whole.estimate.device
+
+
+@pytest.mark.parametrize(
+    ("then", "budget"),
+    [
+        ({}, 150),
+        ({"pack_tokens": 200}, 200),
+        ({"recipe": "paper"}, 300),
+        ({"levers": {"checkpointing": "tuned"}}, 300),
+    ],
+    ids=["nothing", "pack_tokens", "recipe", "checkpointing"],
+)
+def test_rows_are_whole_again_once_something_else_was_done_for_memory(fitted, then, budget):
+    assert fitted(divisor=2, then=then).budget == budget
 
 
 def test_the_tokens_of_a_picture_are_those_that_its_processor_makes(given, tmp_path):

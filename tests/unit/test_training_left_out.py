@@ -6,6 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from interlace.data.chat import load_records
+from interlace.data.collate import Collator
+from interlace.decoder.load import load_processor
 from interlace.errors import InputError
 from interlace.training.trainer import LayerTrainer
 from tests.unit.training_runs import losses, make_inputs, spoil, training, tuned
@@ -29,19 +32,34 @@ def test_a_damaged_image_is_left_out_by_name_and_once_in_three_epochs(given, tmp
 
 def test_too_many_damaged_images_end_the_run(given, tmp_path):
     spoil(given / "samples", given / "ruined", 12)
-    with pytest.raises(InputError, match="of 24 samples cannot be used"):
+    with pytest.raises(InputError, match="of 24 drawn samples cannot be used"):
         tuned(given, tmp_path / "out", samples="ruined")
     assert not (tmp_path / "out").exists()
 
 
-def without_finite_loss(monkeypatch, name):
-    """Let the loss of the sample `name` be NaN."""
+def test_a_share_of_0_allows_for_none_and_any_above_it_for_one(given, tmp_path):
+    spoil(given / "samples", tmp_path / "spoiled", 1)
+    with pytest.raises(InputError, match="1 of 24 drawn samples cannot be used"):
+        tuned(given, tmp_path / "none", samples=tmp_path / "spoiled", max_failed_share=0)
+    tuned(given, tmp_path / "one", samples=tmp_path / "spoiled", max_failed_share=0.001)
+    assert training(tmp_path / "one")["counts"]["failed"] == 1
+
+
+def test_the_limit_is_a_share_of_the_samples_that_are_drawn(given, tmp_path):
+    with pytest.raises(InputError, match="4 of 4 drawn samples cannot be used"):
+        tuned(given, tmp_path / "out", epochs=1 / 6, max_length=3, max_failed_share=0.5)
+
+
+def without_finite_loss(monkeypatch, name=None):
+    """Let the loss of the sample `name` be NaN; of every one without a name."""
     from interlace.training.setup import Objective
 
     call = Objective.__call__
 
     def poisoned(self, model, batch):
-        if name in batch.ids:
+        if name is None:
+            batch.weights = batch.weights * torch.nan
+        elif name in batch.ids:
             owner = batch.ids.index(name)
             batch.weights = batch.weights.masked_fill(batch.owners == owner, torch.nan)
             loss = call(self, model, batch)
@@ -66,7 +84,12 @@ def test_a_loss_that_is_nan_is_counted_named_and_left_out(given, tmp_path, monke
     first, *others = done["failures"]
     assert first.startswith(f"{name}: the loss is nan at step ")
     assert all(f"left out together with {name}" in line for line in others)
-    assert done["counts"]["failed"] == len(done["failures"])
+    assert done["counts"]["dropped_not_finite"] == len(done["failures"])
+    left = Collator(load_processor(given / "base"), 512)
+    dropped = {line.partition(":")[0] for line in done["failures"]}
+    left([record for record in load_records(given / "samples") if record.id not in dropped])
+    for key in ("samples", "tokens", "supervised_tokens"):
+        assert done["counts"][key] == left.counts[key] > 0
     told = losses(tmp_path / "out")
     # A padded batch is all of a step; of the packed rows the others remain.
     assert (None in told, len(others)) == ((True, 3) if recipe == "paper" else (False, 0))
@@ -148,6 +171,13 @@ def test_what_is_left_of_a_step_whose_loss_is_nan_keeps_its_size(given, tmp_path
 def test_without_a_sample_that_can_be_used_there_is_no_checkpoint(given, tmp_path):
     with pytest.raises(InputError, match="no sample could be used"):
         tuned(given, tmp_path / "out", max_length=3, max_failed_share=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_loss_that_is_finite_there_is_no_checkpoint(given, tmp_path, monkeypatch):
+    without_finite_loss(monkeypatch)
+    with pytest.raises(InputError, match="no step has a loss"):
+        tuned(given, tmp_path / "out", max_failed_share=1)
     assert not (tmp_path / "out").exists()
 
 

@@ -15,6 +15,7 @@ from interlace.training.out_of_memory import (
 from interlace.training.recipe import RECIPES
 
 PLAIN = replace(RECIPES["fast"], sharding="none", checkpointing="none", head="chunked")
+UNDER = {**PLAIN.levers(), "size": 16}
 NEED = MemoryEstimate((Part("all", 10**10, ALWAYS),))
 
 
@@ -32,7 +33,7 @@ FAKE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate 
 
 
 def attempt(work, size, error, recipe=PLAIN, samples=4):
-    memory, now = MicroBatchMemory(work), Now()
+    memory, now = MicroBatchMemory(work, UNDER), Now()
     now.step, now.samples = "step 7", samples
     tried = memory.smaller(size)
     with one_line_if_out_of_memory("tune v", now, NEED, memory, recipe, size):
@@ -46,7 +47,7 @@ def test_each_attempt_halves_down_to_one_sample(tmp_path):
     padded = replace(PLAIN, packing=False, head="full")
     lines = []
     for size in (12, 6, 3, 1, 1):
-        assert MicroBatchMemory(work).smaller(12) == size
+        assert MicroBatchMemory(work, UNDER).smaller(12) == size
         with pytest.raises(OutOfMemory) as raised:
             attempt(work, 12, RuntimeError(FAKE), padded, samples=size)
         lines.append(str(raised.value))
@@ -62,7 +63,7 @@ def test_each_attempt_halves_down_to_one_sample(tmp_path):
     ):
         assert f"finetune.{change}" in lines[0] or f"finetune.levers.{change}" in lines[0]
     assert "no smaller micro-batch is left" in lines[3] == lines[4]
-    assert MicroBatchMemory(work).divisor == 8
+    assert MicroBatchMemory(work, UNDER).divisor == 8
     assert [path.name for path in tmp_path.iterdir()] == [".out.trainer-0123.memory.json"]
 
 
@@ -72,7 +73,7 @@ def test_a_row_of_one_sample_is_not_halved(tmp_path):
         attempt(work, 8192, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(OutOfMemory, match="one sample alone"):
         attempt(work, 8192, torch.OutOfMemoryError("CUDA out of memory"), samples=1)
-    assert MicroBatchMemory(work).smaller(8192) == 4096
+    assert MicroBatchMemory(work, UNDER).smaller(8192) == 4096
 
 
 def test_weights_that_do_not_fit_leave_the_batch_as_it_is(tmp_path):
@@ -90,11 +91,22 @@ def test_other_failures_and_other_settings_change_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(OutOfMemory):
         attempt(work, 16, MemoryError())
-    assert MicroBatchMemory(work).divisor == 2
-    assert MicroBatchMemory(tmp_path / "other").divisor == 1
+    assert MicroBatchMemory(work, UNDER).divisor == 2
+    assert MicroBatchMemory(tmp_path / "other", UNDER).divisor == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"packing": False}, {"checkpointing": "tuned"}, {"head": "liger"}, {"size": 8}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_the_error_advised_is_not_applied_twice(tmp_path, change):
+    MicroBatchMemory(tmp_path / "work", UNDER).note_out_of_memory(16)
+    assert MicroBatchMemory(tmp_path / "work", UNDER | change).divisor == 1
+    assert MicroBatchMemory(tmp_path / "work", UNDER).divisor == 2
 
 
 def test_two_ranks_halve_once(tmp_path):
-    ranks = [MicroBatchMemory(tmp_path / "work") for _ in range(2)]
+    ranks = [MicroBatchMemory(tmp_path / "work", UNDER) for _ in range(2)]
     assert [rank.note_out_of_memory(16) for rank in ranks] == [8, 8]
-    assert MicroBatchMemory(tmp_path / "work").divisor == 2
+    assert MicroBatchMemory(tmp_path / "work", UNDER).divisor == 2

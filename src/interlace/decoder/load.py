@@ -50,8 +50,8 @@ def load_model(
     """Load a checkpoint folder in evaluation mode; nothing is fetched. dtype `auto` is its own.
 
     Raises InputError if it is no checkpoint, if its family is unknown, if a weight would be newly
-    initialised, or if its weights hold more layers than its config states: transformers loads both
-    of the latter with no more than a line in the log.
+    initialised or has another shape than its config says, or if its weights hold more layers than
+    its config states.
     """
     path = _checkpoint_folder(path)
     if dtype not in DTYPES:
@@ -72,6 +72,7 @@ def load_model(
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -143,8 +144,10 @@ def _refuse_incomplete(path: Path, report: dict) -> None:
             " save the checkpoint again"
         )
     if mismatched:
+        name, found, wanted = mismatched[0]
         raise InputError(
-            f"{path}: weight {mismatched[0][0]} has another shape than its config says"
+            f"{path}: weight {name} has the shape {tuple(found)}, not {tuple(wanted)} as its "
+            "config.json says; save the checkpoint again"
         )
     deeper = [layer for layer in _layers(unexpected) if layer >= depth]
     if deeper:

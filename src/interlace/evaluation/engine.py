@@ -16,7 +16,7 @@ from interlace.decoder.load import default_device, load_model, load_processor
 from interlace.evaluation.batches import Room, Row
 from interlace.evaluation.benchmarks import Benchmark
 from interlace.evaluation.generate import decoding_of, generate
-from interlace.evaluation.model import LocalQwen3VL
+from interlace.evaluation.model import LocalQwen3VL, check_image
 from interlace.evaluation.predictions import Prediction, PredictionStore
 from interlace.evaluation.settings import generation, pixel_limits
 from interlace.io import digest, file_digest
@@ -155,8 +155,12 @@ def ordered(
         characters = sum(len(part["value"]) for part in message if part["type"] != "image")
         count = characters / 4
         for path in images:
-            with Image.open(path) as image:
-                pixels = max(image.width * image.height, low or 0)
+            try:
+                with Image.open(path) as image:
+                    pixels = max(image.width * image.height, low or 0)
+            except (OSError, SyntaxError, ValueError):
+                check_image(str(path))
+                raise
             count += min(pixels, high or pixels) / 32**2
         name = digest([file_digest(path) for path in images]) if images else f"no image {index}"
         made.append((count, Prompt(index, message, name)))

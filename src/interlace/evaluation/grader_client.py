@@ -28,9 +28,10 @@ LONGEST_WAIT_S = 120.0
 """No wait is longer; a grader that asks for a longer one is given up."""
 LOST_CALLS = 3
 """So many calls in a row that failed in all their tries end the others as well."""
+SHORTEST_KEY = 8
+"""Characters; cutting "1" or "none" out of a grade would spoil it."""
 _LARGEST_BODY = 16 * 2**20  # bytes
 _SHOWN = 300  # characters of a server's message
-_SHORTEST_KEY = 8  # characters; cutting "1" or "none" out of a grade would spoil it
 # A key as servers mask it ("sk-proj-ab******yz"), which shows where it begins and ends.
 _MASKED = re.compile(r"[\w.-]*(?:\*{3,}|\u2022{3,})[\w.*\u2022-]*")
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
@@ -103,7 +104,7 @@ class Client:
 
         A key as short as local servers like it is no secret.
         """
-        if len(self.key) < _SHORTEST_KEY:
+        if len(self.key) < SHORTEST_KEY:
             return text
         written = json.dumps(self.key)[1:-1]
         quoted = urllib.parse.quote(self.key, safe="")
@@ -227,6 +228,8 @@ class Client:
     def _short(self, text: str) -> str:
         line = " ".join(self.clean(text).split())  # clean first: a cut key would not be found
         line = _MASKED.sub("[key]", line)
+        for end in range(len(self.key) - 1, SHORTEST_KEY - 1, -1):  # what a server cut itself
+            line = line.replace(self.key[:end], "[key]")
         return (line[: _SHOWN - 3] + "..." if len(line) > _SHOWN else line) or "no message"
 
     def _send(self, path: str, body: bytes | None) -> _Answer:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from interlace.errors import InputError
 from interlace.evaluation.benchmarks import asks_grader, get_benchmark, is_loopback
 from interlace.evaluation.cost import Account
-from interlace.evaluation.grader_client import CallFailed, Client, shown_name
+from interlace.evaluation.grader_client import SHORTEST_KEY, CallFailed, Client, shown_name
 
 # What vlmeval calls the grader in file names; on the wire it is the served model's name.
 JUDGE = "grader"
@@ -44,9 +44,9 @@ class Grader:
     account: Account = field(default_factory=Account, repr=False, compare=False)
 
     @property
-    def hosted(self) -> bool:
-        """Whether it is on another machine, where calls may cost money."""
-        return not is_loopback(self.base_url)
+    def billed(self) -> bool:
+        """Whether calls may cost money: it is on another machine, or has a price or a budget."""
+        return not is_loopback(self.base_url) or (self.price, self.budget) != (None, None)
 
     @property
     def identity(self) -> list[str]:
@@ -183,6 +183,11 @@ def key_of(settings: dict[str, Any]) -> str:
         raise InputError(
             f"evaluation.grader.key_env: {shown_name(key_env)}, is not set; {base_url} needs its "
             "key there: export it"
+        )
+    if len(key) < SHORTEST_KEY and not is_loopback(base_url):
+        raise InputError(
+            f"evaluation.grader.key_env: {shown_name(key_env)}, holds less than {SHORTEST_KEY} "
+            "characters, which is no key; export the key again"
         )
     return key or "sk-loopback"
 

@@ -10,12 +10,15 @@ import base64
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,12 @@ from interlace.provenance import versions
 
 UNREADABLE_CALLS = 10
 """So many calls in a row whose reply cannot be read, or that are refused, end the others as well."""
+_HOTTEST = 1.0  # temperature of further tries: 0.5, then this
+_SCORE = re.compile(
+    r"(?:score of component (\d+)|total score)[*_\s]*:[*_\s]*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"[\s,;.*_-]*(?:and\s+)?(?:the\s+)?[*_]*", re.IGNORECASE)
 _NOTHING = ("Z", "Unknown")  # a grader's honest answer that there is no choice, or no yes or no
 
 
@@ -40,13 +49,14 @@ class Question:
     """What the grader is asked about the row `index`.
 
     `read` returns what vlmeval reads out of a reply: a grade, an option (Z: none of them), yes, no
-    or unknown; None if it cannot read it.
+    or unknown; None if it cannot read it. `told` returns the reply as vlmeval gets it.
     """
 
     index: str
     key: str
     read: Callable[[str], Any]
     call: cost.Call
+    told: Callable[[str], str] = str
 
 
 def questions(benchmark: Benchmark, dataset: Any, table: Path, model: str) -> list[Question]:
@@ -77,9 +87,10 @@ def _grades(dataset: Any, data: pd.DataFrame, model: str) -> Iterator[Question]:
             {"type": "image", "value": f"data:image/jpeg;base64,{image}"},
         ]
         number, kinds = int(row["num_of_component"]), row["component_type"]
-        read = functools.partial(grade_of, components=number, component_type=kinds)
+        form = {"components": number, "component_type": kinds}
+        read, told = (functools.partial(each, **form) for each in (grade_of, grade_told))
         call = cost.Call(len(prompt), _picture(image).size, "grade")
-        yield Question(str(row["index"]), _key(model, message), read, call)
+        yield Question(str(row["index"]), _key(model, message), read, call, told)
 
 
 def _yes_no(data: pd.DataFrame, model: str) -> Iterator[Question]:
@@ -128,10 +139,40 @@ def _with_kit_columns(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def grade_of(raw: Any, components: int, component_type: Any) -> float | None:
-    """Return the total (0-1) that vlmeval reads out of a grader's reply, None if it cannot.
+    """Return the total (0-1) of a grader's reply, None if it cannot be read.
 
-    `components`: how many scores have to come before the total.
+    `components`: how many scores have to come before the total. vlmeval reads it, out of what
+    `grade_told` returns.
     """
+    return _kit_grade(grade_told(raw, components, component_type), components, component_type)
+
+
+def grade_told(raw: Any, components: int, component_type: Any) -> str:
+    """Return a reply as vlmeval can read it: as it is if it can, else its scores in the form asked for.
+
+    Only how they are written changes: with decimals (2.5/6 becomes 5/12), in capitals, set in bold,
+    or one a line. They have to come in their order, with nothing in between. A reply without them
+    stays as it is.
+    """
+    raw = str(raw)
+    if _kit_grade(raw, components, component_type) is not None:
+        return raw
+    found = list(_SCORE.finditer(raw))[: components + 1]
+    names = [(match[1] or "total").lower() for match in found]
+    between = [raw[a.end() : b.start()] for a, b in itertools.pairwise(found)]
+    if names != [*map(str, range(1, components + 1)), "total"] or not all(
+        _SEPARATOR.fullmatch(text) for text in between
+    ):
+        return raw
+    if any(float(match[3]) == 0 for match in found):
+        return raw
+    shares = [Fraction(match[2]) / Fraction(match[3]) for match in found]
+    written = [f"{share.numerator}/{share.denominator}" for share in shares]
+    scores = [f"score of component {i}: {text}, " for i, text in enumerate(written[:-1], 1)]
+    return f"{''.join(scores)}total score: {written[-1]}. {raw}"
+
+
+def _kit_grade(raw: Any, components: int, component_type: Any) -> float | None:
     total = total_grade(raw, component_type)
     scores = str(raw).split(".")[0].count(",")
     good = total is not None and 0 <= total <= 1 and "total score" in str(raw)
@@ -178,25 +219,40 @@ def prompt_version(benchmark: Benchmark) -> str:
 
 
 class Replies:
-    """A grader's replies that could be read, kept in a file that a kill cannot spoil."""
+    """A grader's replies that could be read, kept in a file that a kill cannot spoil.
+
+    `unreadable` counts the others, over all attempts.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self.found: dict[str, str] = {}
+        self.unreadable = 0
         for line in path.read_bytes().splitlines() if path.exists() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a torn line
+            with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # torn
                 entry = json.loads(line)
-                self.found[entry["key"]] = entry["reply"]
+                if entry.get("unreadable") is True:
+                    self.unreadable += 1
+                elif isinstance(entry["key"], str) and isinstance(entry["reply"], str):
+                    self.found[entry["key"]] = entry["reply"]
 
     def add(self, key: str, reply: str) -> None:
         """Keep a reply, durably."""
-        line = json.dumps({"key": key, "reply": reply})
+        self._write({"key": key, "reply": reply})
+        self.found[key] = reply
+
+    def add_unreadable(self, key: str) -> None:
+        """Count a reply that cannot be read, durably."""
+        self._write({"key": key, "unreadable": True})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry)
         with self._lock, self._path.open("a+b") as handle:
             torn = handle.seek(0, os.SEEK_END) and not _ends_a_line(handle)
             handle.write((b"\n" if torn else b"") + line.encode() + b"\n")
             handle.flush()
             os.fsync(handle.fileno())
-            self.found[key] = reply
+            self.unreadable += "unreadable" in entry
 
 
 def _ends_a_line(handle: Any) -> bool:
@@ -208,7 +264,9 @@ class Judge:
     """What `build_judge` returns to evaluate(): answers from what is kept, else asks the grader.
 
     A question is asked once, at temperature 0: where vlmeval asks again (a choice three times, yes
-    or no five times, at rising temperatures), it gets the same reply. `UNREADABLE_CALLS` bounds what
+    or no five times, at rising temperatures), it gets the same reply. Only a grade of MIA-Bench that
+    cannot be read, which no rule could replace, is asked for again, up to `Grader.retries` times at
+    rising temperatures. `UNREADABLE_CALLS` bounds what
     a grader that refuses can cost, `Grader.budget` what one that is billed can.
 
     Afterwards `replies` holds, by a question's key, what was said, `failures` why a call brought
@@ -249,20 +307,28 @@ class Judge:
                 if reply is None or question.read(reply) is None:
                     reply = self._ask(question, message)
                 self.replies[key] = reply
-            return self.replies[key]
+            return question.told(self.replies[key])
 
     def _ask(self, question: Question, message: Any) -> str:
-        try:
-            reply = self._client.ask(self._payload(message), self._charge(question.call))
-        except CallFailed as failed:
-            self.failures[question.key] = failed
-            if not (failed.again or failed.everywhere):
-                self._bound(readable=False)
-            raise
-        readable = question.read(reply) is not None
-        if readable:
-            self._kept.add(question.key, reply)
-        self._bound(readable)
+        payload, charge = self._payload(message), self._charge(question.call)
+        for tried in range(1 + (self._grader.retries if question.call.kind == "grade" else 0)):
+            if tried and self._client.ended:
+                break  # the reply says more than why nothing is asked any more
+            if tried and "temperature" in payload:
+                payload["temperature"] = min(0.5 * tried, _HOTTEST)
+            try:
+                reply = self._client.ask(payload, charge)
+            except CallFailed as failed:
+                self.failures[question.key] = failed
+                if not (failed.again or failed.everywhere):
+                    self._bound(readable=False)
+                raise
+            if question.read(reply) is not None:
+                self._kept.add(question.key, reply)
+                self._bound(readable=True)
+                break
+            self._kept.add_unreadable(question.key)
+            self._bound(readable=False)
         return reply
 
     def _charge(self, call: cost.Call) -> Callable[[int], None]:
@@ -271,7 +337,7 @@ class Judge:
         price = cost.estimate([call], grader.model, grader.price).cost or 0.0
 
         def charge(tries: int) -> None:
-            if grader.hosted and not grader.account.add(tries * price, grader.budget):
+            if grader.billed and not grader.account.add(tries * price, grader.budget):
                 raise CallFailed(
                     f"the calls asked in this job are estimated at {grader.account.spent:.2f}, "
                     "further tries included, and one more would pass evaluation.grader.budget "

@@ -6,7 +6,9 @@ Import only where vlmeval is needed: it costs ten seconds.
 from typing import Any
 
 import torch
+from PIL import Image
 
+from interlace.errors import InputError
 from interlace.evaluation.kit import load_vlmeval
 from interlace.evaluation.settings import TOP_K, TOP_P
 
@@ -59,6 +61,16 @@ class LocalQwen3VL(Qwen3VLChat):
             return self.build_prompt(line, dataset=dataset.dataset_name)
         return dataset.build_prompt(line)
 
+    def generate(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
+        """Return the answer to a message; InputError for an image of it that does not decode."""
+        try:
+            return super().generate(message, dataset)
+        except (OSError, SyntaxError, ValueError):
+            for part in message:
+                if part["type"] == "image":
+                    check_image(part["value"])
+            raise
+
     def prepare(self, message: list[dict[str, str]], dataset: str) -> dict[str, torch.Tensor]:
         """Return what Qwen3VLChat would hand to generate() for one message: tensors on the CPU.
 
@@ -71,6 +83,18 @@ class LocalQwen3VL(Qwen3VLChat):
             return self.model.inputs
         finally:
             self.model = model
+
+
+def check_image(path: str) -> None:
+    """Raise InputError for a prepared image that was torn since."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{path}: the image does not decode ({error}); delete it and the JSON of its benchmark "
+            "beside the folder of images, and prepare the benchmark again"
+        ) from None
 
 
 class _Recorder:

@@ -109,4 +109,9 @@ def _batch(line: bytes) -> tuple[dict[str, Prediction], float] | None:
     if not all(isinstance(row, list) and len(row) == 3 for row in rows.values()):
         return None
     read = {index: Prediction(*row) for index, row in rows.items()}
-    return (read, seconds) if all(isinstance(p.text, str) for p in read.values()) else None
+    return (read, seconds) if all(map(_has_types, read.values())) else None
+
+
+def _has_types(read: Prediction) -> bool:
+    is_count = read.new_tokens is None or type(read.new_tokens) is int  # True is an int, too
+    return isinstance(read.text, str) and is_count and isinstance(read.finished, bool | None)

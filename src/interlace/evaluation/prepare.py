@@ -5,9 +5,10 @@ import filecmp
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -19,6 +20,8 @@ from interlace.evaluation.benchmarks import Benchmark, by_dataset
 from interlace.io import atomic_path, digest, read_json, remove, write_json
 from interlace.progress import track
 from interlace.provenance import stamp
+
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
 
 def prepare_benchmarks(datasets: Sequence[str], data_root: Path, source: str) -> None:
@@ -36,8 +39,8 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     official one; any other is a `fixture`. Nothing is done where all of that is there already.
 
     Raises InputError, naming file and row, for a TSV that is missing, cannot be read, lacks a
-    column, has an empty index or two that vlmeval reads alike, an image that does not decode, or
-    what its benchmark cannot be scored with: two splits, or an odd index or rotation of MMBench.
+    column, has an empty index, two that vlmeval reads alike, one that it reads as another number or
+    that leads out of the folder of images, an image that does not decode, or what its benchmark cannot be scored with: two splits, or an odd index or rotation of MMBench.
     """
     benchmark = by_dataset(dataset)
     data_root = Path(data_root)
@@ -53,13 +56,13 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
     with kit.kit_environment(data_root):
         if source == "official":
             _download(dataset, tsv)
-        _check_table(tsv, benchmark)
+        texts = _check_table(tsv, benchmark)
         # vlmeval never refreshes images of a TSV that changed, nor the shortened copy of a long one.
         remove(data_root / f"{dataset}_local.tsv")
         folder = _image_folder(dataset)
         remove(data_root / "images" / folder)
         built = _build(dataset, tsv)
-        _check_index(built, tsv)
+        _check_index(built, texts, tsv)
         if benchmark.name == "MMBench":
             _check_rotations(built, tsv)
         _dump_images(built, tsv)
@@ -139,7 +142,8 @@ def _place(dataset: str, tsv: Path, source: str) -> None:
         shutil.copyfile(given, partial)
 
 
-def _check_table(tsv: Path, benchmark: Benchmark) -> None:
+def _check_table(tsv: Path, benchmark: Benchmark) -> pd.Series:
+    """Check a TSV before vlmeval reads it; return its index as it is written."""
     try:
         columns = pd.read_csv(tsv, sep="\t", nrows=0).columns
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -150,13 +154,15 @@ def _check_table(tsv: Path, benchmark: Benchmark) -> None:
             f"{tsv}: column {', '.join(missing)} is missing; {benchmark.name} needs "
             f"{', '.join(benchmark.columns)}"
         )
+    names = [name for name in ("index", "image_path") if name in columns]
     try:
-        index = pd.read_csv(tsv, sep="\t", usecols=["index"], dtype=str, keep_default_na=False)
+        index = pd.read_csv(tsv, sep="\t", usecols=names, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{tsv}: cannot be read ({_line(error)})") from None
     if index.empty:
         raise InputError(f"{tsv}: no rows")
     _check_indices(tsv, index["index"])
+    _check_names(tsv, index)
     if (
         "A" in benchmark.columns
         and "cycle_category" not in benchmark.columns
@@ -169,12 +175,43 @@ def _check_table(tsv: Path, benchmark: Benchmark) -> None:
                 f"{tsv}: row {other[0] + 2}: column split is '{splits[other[0]]}'; without the same "
                 f"one in all rows ('{splits[0]}' in row 2) there is no single score"
             )
+    return index["index"]
 
 
-def _check_index(built: Any, tsv: Path) -> None:
-    """Hold the index to what vlmeval makes of it: `1` and `01` are both its 1, `NA` is empty."""
+def _check_names(tsv: Path, names: pd.DataFrame) -> None:
+    """Refuse what vlmeval names an image's file by if it leads out of the folder of images."""
+    for column in names:
+        for position, name in enumerate(names[column]):
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(
+                    f"{tsv}: row {position + 2}: {column} '{name}' leads out of the folder of "
+                    "images; give one without '..' that does not begin with '/'"
+                )
+
+
+def _check_index(built: Any, texts: pd.Series, tsv: Path) -> None:
+    """Hold the index to what vlmeval makes of it: `1` and `01` are both its 1, `NA` is empty.
+
+    A number that is not written as vlmeval writes it (`1.0`, `1e3`, `007`) is not found again in
+    its tables of predictions.
+    """
     read = built.data["index"].astype(str)
     _check_indices(tsv, read.mask(read.isin(["nan", "None", "<NA>"]), ""))
+    for position, text in enumerate(texts):
+        if _is_number(text) and not _WHOLE.fullmatch(text):
+            raise InputError(
+                f"{tsv}: row {position + 2}: index '{text}' is a number that VLMEvalKit writes "
+                "otherwise; give a whole number without zeros, signs or spaces before it"
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_rotations(built: Any, tsv: Path) -> None:

@@ -37,7 +37,8 @@ def evaluate(
     `settings` is the config's `evaluation` section; `dtype` (float32) and `attention` (sdpa) say how
     the checkpoint is loaded, `modes[mode]` how many tokens it may generate. `seed` draws the
     intervals, `sampling_seed` (by default the same) what is sampled. Predictions lie under `work/`
-    in `out_dir`, keyed by checkpoint, benchmark and settings, and are not generated twice.
+    in `out_dir`, keyed by checkpoint, benchmark and settings, and are not generated twice. Results
+    of these benchmarks that are there already are deleted first.
 
     Raises InputError before any work for a benchmark that is unknown, not prepared or without its
     grader, where another process is at work on the same predictions, and after grading for rows
@@ -52,6 +53,10 @@ def evaluate(
     grader = grading.connect(settings.get("grader"), benchmarks)
     seeds = (seed, seed if sampling_seed is None else sampling_seed)
     revision = checkpoint_digest(checkpoint)
+    # Else one that fails, or is killed, leaves results of another checkpoint beside its own.
+    for benchmark in chosen:
+        for suffix in (".json", ".parquet"):
+            (out_dir / f"{benchmark.name}{suffix}").unlink(missing_ok=True)
     # The key is the grader's own from here on: no child of this process needs it.
     with (
         grading.key_hidden(settings.get("grader")),
@@ -62,9 +67,6 @@ def evaluate(
         for benchmark in chosen:
             outcomes, result = job.evaluate(benchmark, records[benchmark.name], grader)
             file = out_dir / f"{benchmark.name}.json"
-            file.unlink(
-                missing_ok=True
-            )  # else a kill leaves it beside outcomes that are not its own
             write_outcomes(file.with_suffix(".parquet"), outcomes)
             provenance = stamp(
                 "evaluation",
@@ -101,6 +103,7 @@ class _Job:
         """Return a benchmark's outcomes and its result's body."""
         from interlace.decoder.load import default_device
         from interlace.evaluation import kit
+        from interlace.evaluation.engine import BATCH_SIZE, BATCH_TOKENS
 
         made_with = generation(self.settings, self.mode, benchmark.name)
         device = default_device(self.settings).partition(":")[0]
@@ -136,7 +139,10 @@ class _Job:
             "seed": self.sampling_seed,
             "generation": made_with,
             "device": device,
-            "batching": {k: self.settings.get(k) for k in ("batch_size", "batch_tokens")},
+            "batching": {
+                "batch_size": int(self.settings.get("batch_size") or BATCH_SIZE),
+                "batch_tokens": int(self.settings.get("batch_tokens") or BATCH_TOKENS),
+            },
             "grader": graded,
             "outcomes": f"{benchmark.name}.parquet",
             "tsv": {"md5": record["md5"], "official": record["official"]},

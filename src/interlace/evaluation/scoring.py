@@ -35,7 +35,8 @@ def score_predictions(
     The record: `kind` (none, exact_matching, openai or demo: who read the answers), `model`,
     `prompt` (VLMEvalKit's version and a digest of its prompts), `answers` (rows that `kind` read),
     `unparsed` (rows in which a choice, or yes or no, had to be read and nobody found one: they count
-    as wrong) with its share of all rows, `ungraded` and `judge`, the name in vlmeval's files.
+    as wrong) with its share of all rows, `ungraded`, `judge`, the name in vlmeval's files; where a
+    grader read, `unreadable_replies`: how often its reply could not be read, over all attempts.
     `unparsed` is None where there is nothing of the kind to read: rules of a benchmark's own, and
     MIA-Bench, whose rows all have a grade, since one without is an error. The rows of a question of
     MMBench that a wrong rotation decides do not have to be read.
@@ -74,7 +75,7 @@ def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> 
     asked = questions(benchmark, dataset, table, grader.model)
     kept = Replies(table.with_name(_REPLIES))
     to_come = {q.key: q.call for q in asked if q.key not in kept.found}
-    if to_come and grader.hosted:
+    if to_come and grader.billed:
         found = cost.estimate(list(to_come.values()), grader.model, grader.price)
         cost.announce(
             benchmark.dataset,
@@ -88,7 +89,7 @@ def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> 
     # What failed is told below, with the rows it concerns.
     with judged_by(judge), contextlib.suppress(CallFailed):
         dataset.evaluate(str(table), model=JUDGE, nproc=grader.parallel)
-    if judge.calls and grader.hosted:
+    if judge.calls and grader.billed:
         spent = "" if grader.price is None else f", about {grader.account.spent:.2f} in this job"
         print(f"{benchmark.dataset}: {judge.calls} calls were asked{spent}", flush=True)
     rows = len(dataset.data)
@@ -97,7 +98,12 @@ def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> 
     answers = sum(question.key in judge.replies for question in asked)
     missed = None if benchmark.needs_grader else unparsed(asked, judge.replies)
     record = _record(grader.kind, JUDGE, answers, missed, rows)
-    return {**record, "model": grader.model, "prompt": prompt_version(benchmark)}
+    return {
+        **record,
+        "model": grader.model,
+        "prompt": prompt_version(benchmark),
+        "unreadable_replies": kept.unreadable,
+    }
 
 
 def _refusal(

@@ -43,6 +43,18 @@ def check_settings(benchmarks: Sequence[str], settings: dict[str, Any], mode: st
             raise InputError(
                 f"evaluation.{key}: '{settings[key]}' is unknown (possible: {', '.join(possible)})"
             )
+    temperature = settings.get("temperature")
+    if settings.get("decoding") == "released" and temperature is not None and temperature <= 0:
+        raise InputError(
+            f"evaluation.temperature: {temperature} is not above 0; set decoding to greedy to sample "
+            "nothing"
+        )
+    for key, count in (
+        ("limit", settings.get("limit")),
+        (f"modes.{mode}", settings["modes"][mode]),
+    ):
+        if count is not None and count < 1:
+            raise InputError(f"evaluation.{key}: {count} is below 1; raise it")
     check_pixels(benchmarks, settings)
 
 
@@ -82,7 +94,8 @@ def generation(settings: dict[str, Any], mode: str, benchmark: str | None) -> di
     """Return everything that decides what is generated, apart from checkpoint, rows and seed."""
     sample = settings.get("decoding", "greedy") == "released"
     low, high = pixel_limits(settings, benchmark)
-    temperature = settings.get("temperature") or TEMPERATURE
+    temperature = settings.get("temperature")
+    temperature = TEMPERATURE if temperature is None else temperature
     return {
         "max_new_tokens": int(settings["modes"][mode]),
         "do_sample": sample,

@@ -1,12 +1,16 @@
 """Whether results may stand in one table: generated and graded in the same way."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
+from interlace.io import read_json
 from interlace.reporting.resamples import unlike_questions
 from interlace.reporting.results import Results, Score
+
+_SUMS_AGREE = ("float32", "float64")
+"""Not so in 16 bits, nor in `auto`, which may be those."""
 
 
 def check_alike(results: Results) -> None:
@@ -16,13 +20,21 @@ def check_alike(results: Results) -> None:
     models what graded a benchmark: its kind, model and prompt. Results that are not partial must be
     of the same TSV and as many rows. The message names both files and the key. A result without any
     `generation`, grader, TSV or device is not compared in it; one setting that a `generation` lacks
-    is another one than any.
+    is another one than any. Where results record them, all of a variant have to be of one checkpoint,
+    and those of a model and benchmark of the same versions of vlmeval and transformers and, in 16
+    bits, where the shape of a batch shows in single tokens, of the same batch sizes. To be called
+    before seeds are averaged.
     """
     generations: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
     devices: dict[tuple[str, str], tuple[Score, Mapping[str, Any]]] = {}
     graders: dict[str, tuple[Score, Mapping[str, Any]]] = {}
     asked: dict[tuple[str, str, str], tuple[Score, Any]] = {}
-    for model, mode, benchmark, score in _scores(results):
+    recorded: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
+    for model, variant, mode, benchmark, score in _scores(results):
+        for section, owner, found in _recorded(score):
+            key = (model, variant) if owner == "variant" else (model, benchmark)
+            for name, value in found.items():
+                _compare(section, (score, {name: value}), recorded, (section, name, *key))
         settings = dict(score.generation)
         limit = {"max_new_tokens": settings.pop("max_new_tokens", None)}
         if settings:
@@ -45,10 +57,31 @@ def check_alike(results: Results) -> None:
                     )
 
 
-def _scores(results: Results) -> Iterator[tuple[str, str, str, Score]]:
-    for (model, _, mode), found in results.scores.items():
+def _scores(results: Results) -> Iterator[tuple[str, str, str, str, Score]]:
+    for (model, variant, mode), found in results.scores.items():
         for benchmark, score in found.items():
-            yield model, mode, benchmark, score
+            yield model, variant, mode, benchmark, score
+
+
+def _recorded(score: Score) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (section, of what it has to be the same, values) of what a result's file records."""
+    if not score.files:
+        return
+    body = read_json(score.files[0])
+    provenance, made_with = body.get("provenance") or {}, body.get("generation") or {}
+    yield "provenance", "variant", _known(provenance, ("model_revision",))
+    versions = _known(provenance.get("versions") or {}, ("vlmeval", "transformers"))
+    yield "provenance.versions", "benchmark", versions
+    if (
+        made_with.get("engine") == "batched"
+        and made_with.get("dtype", "float32") not in _SUMS_AGREE
+    ):
+        batching = _known(body.get("batching") or {}, ("batch_size", "batch_tokens"))
+        yield "batching", "benchmark", batching
+
+
+def _known(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: record[name] for name in names if record.get(name) is not None}
 
 
 def _compare(section: str, made: tuple[Score, Mapping[str, Any]], known: dict, key: Any) -> None:

@@ -14,12 +14,13 @@ from interlace.reporting.render import html_page, write_formats
 
 _NUMBERS = (
     "rows", "target", "drawn", "kept", "records", "short", "cut", "calibration",
-    "calibration_wanted", "images", "row_groups", "refused_shards", "bytes_fetched", "bytes_kept",
+    "calibration_wanted", "images", "row_groups", "refused_shards", "refused_rows", "bytes_fetched",
+    "bytes_kept",
 )  # fmt: skip
 """Counts of samples.json in the order of the columns; those that a file lacks are left out."""
 
 _BYTES = ("bytes_fetched", "bytes_kept")
-_ONLY_IF_ANY = ("cut", "refused_shards")
+_ONLY_IF_ANY = ("cut", "refused_shards", "refused_rows")
 # Shown only where some subset has another number than the column of the second name.
 _ONLY_IF_ANOTHER = {"records": "kept", "calibration_wanted": "calibration"}
 _MOST_NAMED = 5  # subsets in a remark
@@ -160,6 +161,10 @@ def _remarks_on_source(body: dict[str, Any]) -> list[str]:
         remarks.append(
             f"refused shards: {total['refused_shards']} that no row can be read from; samples.json "
             "names them and says why."
+        )
+    if total.get("refused_rows"):
+        remarks.append(
+            f"refused rows: {total['refused_rows']} that those shards announce; not among rows."
         )
     where = body.get("address") or body.get("source")
     if where:

@@ -44,6 +44,7 @@ _TAKEN = (_COUNTS, *OWN_FILES)  # what an import and a sample hold beside
 TAG = "<image>"
 MOST_IMAGE_BYTES = 256 * 1024**2
 """An image file that is larger is left alone."""
+_LONGEST_NAME = 200  # bytes of a subset's; file systems take 255, and more is put to it
 _IMPORTED = pa.schema([("images", IMAGES), ("texts", TEXTS)])  # and the id
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 
@@ -160,13 +161,14 @@ def import_conversations(path: str | Path, out: str | Path) -> dict[str, Any]:
         counts["items"] += 1
         try:
             row, moved = _to_row(item, path.parent)
+            row["id"] = _id(item.get("id", number))
             name = _subset_name(item.get("subset", path.stem))
         except _UnusableItem as error:
             problems[str(error)] += 1
             continue
         counts["kept"] += 1
         counts["moved_images"] += moved
-        subsets.setdefault(name, []).append(row | {"id": str(item.get("id", number))})
+        subsets.setdefault(name, []).append(row)
     if not subsets:
         raise InputError(
             f"{path}: none of its {counts['items']} items is a conversation ({dict(problems)})"
@@ -206,8 +208,16 @@ def _read_items(path: Path) -> Iterator[Any]:
         yield from item if isinstance(item, list) else [item]
 
 
+def _id(value: Any) -> str:
+    if not _is_unicode(str(value)):
+        raise _UnusableItem("an `id` that is no text")
+    return str(value)
+
+
 def _subset_name(name: Any) -> str:
     if not isinstance(name, str) or name.startswith(".") or re.search(r"[/\\\0]", name) or not name:
+        raise _UnusableItem("a `subset` that is no folder name")
+    if not _is_unicode(name) or len(name.encode("utf-8")) > _LONGEST_NAME:
         raise _UnusableItem("a `subset` that is no folder name")
     if name in _TAKEN:
         raise _UnusableItem("a `subset` with the name of a file of ours")
@@ -222,13 +232,15 @@ def _to_row(item: Any, folder: Path) -> tuple[dict[str, Any], bool]:
         raise _UnusableItem("videos")
     images = item.get("image") or []
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, str) and _is_unicode(image) for image in images
+    ):
         raise _UnusableItem("`image` is neither a path nor a list of paths")
     messages = item["conversations"]
-    values = [message.get("value") for message in messages if isinstance(message, dict)]
-    roles = [message.get("from") for message in messages if isinstance(message, dict)]
-    if not roles or roles != ["human", "gpt"] * (len(messages) // 2):
+    roles = [message.get("from") if isinstance(message, dict) else None for message in messages]
+    if not roles or roles != ["human", "gpt"] * (len(roles) // 2):
         raise _UnusableItem("messages do not alternate between human and gpt")
+    values = [message.get("value") for message in messages]
     if not all(isinstance(value, str) and _is_unicode(value) for value in values):
         raise _UnusableItem("a message that is no text")
     if sum(value.count(TAG) for value in values[::2]) != len(images):

@@ -9,6 +9,7 @@ import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ class Fetcher:
                 write_json(self._path(key, "json"), {"unreadable": str(error)})
 
     def _decode(self, key: Key) -> None:
-        """Fetch and spool a row group; one that can't be decoded is fetched once more."""
+        """Fetch and spool a row group; one that can't be decoded is fetched again to make sure."""
         group, rows = key[0], self.spooled_rows(key)
         number, start, announced, count = (
             int(self._groups[name][group]) for name in ("row_group", "start", "unpacked", "rows")
@@ -145,18 +146,15 @@ class Fetcher:
         task = Task(number, start, self._schema, announced, MOST_UNPACKED)
         picked = rows if len(rows) < count else None
         path = self._path(key, "arrow")
-        data = self._group(group)
-        try:
-            DECODERS.spool(task, footer, data, picked, path)
-        except UnreadableRowGroupError:
-            again = self._group(group)
+        what = f"{self._source.path(self._footers.name, shard)}: row group {number}"
+        for data in self._reader.bodies(what, partial(self._group, group)):
             try:
-                if again == data:  # as it lies there; decoding it would end the same
-                    raise
-                DECODERS.spool(task, footer, again, picked, path)
-            except UnreadableRowGroupError:
-                self._check_unchanged(shard, group)
-                raise
+                DECODERS.spool(task, footer, data, picked, path)
+                return
+            except UnreadableRowGroupError as error:
+                unreadable = error
+        self._check_unchanged(shard, group)
+        raise unreadable
 
     def _group(self, group: int) -> bytes:
         """Return the bytes of a row group."""
@@ -207,6 +205,6 @@ class Fetcher:
             except OSError:
                 stale.append(cache)
         raise InputError(
-            f"{path}: changed since it was planned; delete {' and '.join(map(str, stale))} and run "
-            "again"
+            f"{path}: changed since it was planned (or its footer came spoiled then); delete "
+            f"{' and '.join(map(str, stale))} and run again"
         )

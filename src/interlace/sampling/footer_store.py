@@ -1,11 +1,11 @@
 """Footers as they were read, each in a file of its own named by its digest.
 
 A row group cannot be decoded without its shard's footer. Planning has read it, so where a commit
-says that shards stay what they are, what fetches row groups need not ask again. Compressed, a footer of twenty row groups of FineVision's
-columns takes 3 to 14 kB: at most 0.2 GB for all 12,562 shards, as against 5 TB.
+says that shards stay what they are, what fetches row groups need not ask again. Compressed, a
+footer of twenty row groups of FineVision's columns takes 3 to 14 kB: at most 0.2 GB for all 12,562
+shards, as against 5 TB.
 """
 
-import hashlib
 import os
 import threading
 from pathlib import Path
@@ -13,14 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from interlace.io import remove
+from interlace.sampling.ranges import fingerprint
 
 FOLDER = "footers"
 _CODEC = "zstd"
-
-
-def footer_digest(footer: bytes) -> str:
-    """Return what tells a footer from any other, spoiled or of another version of its file."""
-    return hashlib.blake2b(footer, digest_size=8).hexdigest()
 
 
 class FooterStore:
@@ -37,7 +33,7 @@ class FooterStore:
                 footer = pa.decompress(packed, length, codec=_CODEC, asbytes=True)
             except (OSError, pa.ArrowException):
                 continue  # absent, torn, or of a disk that fails: it can be fetched
-            if footer_digest(footer) == digest:
+            if fingerprint(footer) == digest:
                 return footer
         return None
 

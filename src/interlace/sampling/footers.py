@@ -2,7 +2,7 @@
 
 A footer is asked for by the last bytes of its file; if it is longer, once more. What it says is
 noted in a journal as it comes and saved by subset at the end, so that a killed reading goes on from
-where it was. A footer of no use is read once more, in case the network spoiled it, and its refusal
+where it was. A footer of no use is read again, in case the network spoiled it, and its refusal
 is never saved. Those of a commit are kept as they are too (`interlace.sampling.footer_store`), since
 decoding a row group takes its shard's.
 """
@@ -22,9 +22,9 @@ import pyarrow as pa
 
 from interlace.progress import track
 from interlace.sampling.footer_parser import PARSER, SPAN, pack, unpack
-from interlace.sampling.footer_store import FooterStore, footer_digest
+from interlace.sampling.footer_store import FooterStore
 from interlace.sampling.index import GROUPS, SubsetFooters, load_index, save_index
-from interlace.sampling.ranges import RangeReader
+from interlace.sampling.ranges import RangeReader, fingerprint
 from interlace.sampling.rows import schema_complaint
 from interlace.sampling.schemas import unify
 from interlace.sampling.source import Shard, Source
@@ -65,7 +65,7 @@ def read_footers(
             found = {name: _gather(known[name], files) for name, files in shards.items()}
             doubted = _doubted(found, shards, settings)
             if doubted:
-                read(known, doubted)
+                read(known, doubted, again=True)
                 for name in {shard.subset for shard in doubted}:
                     found[name] = _gather(known[name], shards[name])
         except BaseException:
@@ -80,14 +80,16 @@ def read_footers(
 
 def _read_shards(
     pool: ThreadPoolExecutor,
-    read: Callable[[Shard], "_Footer"],
+    read: Callable[[Shard, "_Footer | None"], "_Footer"],
     known: dict[str, dict[str, "_Footer"]],
     shards: list[Shard],
+    again: bool = False,
 ) -> None:
-    """Read footers into `known`."""
+    """Read footers into `known`; `again`: those there are doubted."""
     if not shards:
         return
-    done = as_completed([pool.submit(read, shard) for shard in shards])
+    doubted = [known[shard.subset][shard.name] if again else None for shard in shards]
+    done = as_completed([pool.submit(read, *pair) for pair in zip(shards, doubted, strict=True)])
     for future in track(done, "reading footers", total=len(shards), unit="shard"):
         footer = future.result()
         known[footer.shard.subset][footer.shard.name] = footer
@@ -189,42 +191,59 @@ def _read_shard(
     store: FooterStore | None,
     journal: _Journal,
     shard: Shard,
+    doubted: _Footer | None = None,
 ) -> _Footer:
-    """Read and note a footer; one of no use is read once more before it is refused."""
+    """Read and note a footer; one of no use is refused once it came the same twice.
+
+    `doubted`: what was read before, of which the same is to be found out.
+    """
     if shard.size < 12:
         return _Footer(shard, f"truncated or not Parquet ({shard.size} bytes)")
     path = source.path(shard.subset, shard.name)
-    found = _read_once(path, reader, guesses, store, shard)
-    if found.refused is not None:
-        found = _read_once(path, reader, guesses, store, shard)
+    asked = min(shard.size, max(guesses.of(shard.subset), _MAGIC))
+    read, found = partial(_read_end, path, reader, asked, shard.size), doubted
+    for end in reader.bodies(f"{path}: footer", read, doubted.digest if doubted else None):
+        found = _parse(end, shard)
+        if found.refused is None:
+            guesses.learn(shard.subset, found.length)
+            if store is not None:
+                store.put(found.digest, end)
+            if doubted is None:
+                break
     if found.refused is None:
         journal.add(found)
     return found
 
 
-def _read_once(
-    path: str, reader: RangeReader, guesses: _Guesses, store: FooterStore | None, shard: Shard
-) -> _Footer:
-    asked = min(shard.size, max(guesses.of(shard.subset), _MAGIC))
-    tail = reader.read(path, shard.size - asked, asked)
-    length = int.from_bytes(tail[-8:-4], "little") + _MAGIC
-    if tail[-4:] != b"PAR1" or length > shard.size:
-        return _Footer(shard, "truncated or not Parquet (it does not end in a footer)")
+def _announced(end: bytes, size: int) -> int | str:
+    """Return how long the footer is that ends like this, or what is wrong with it."""
+    length = int.from_bytes(end[-8:-4], "little") + _MAGIC
+    if end[-4:] != b"PAR1" or length > size:
+        return "truncated or not Parquet (it does not end in a footer)"
     if length > MOST_FOOTER:
-        return _Footer(
-            shard, f"announces a footer of {length} bytes; at most {MOST_FOOTER} are read"
-        )
+        return f"announces a footer of {length} bytes; at most {MOST_FOOTER} are read"
+    return length
+
+
+def _read_end(path: str, reader: RangeReader, asked: int, size: int) -> bytes:
+    """Return the footer of a file, or its last `asked` bytes where they announce none of use."""
+    end = reader.read(path, size - asked, asked)
+    length = _announced(end, size)
+    if isinstance(length, str):
+        return end
     if length > asked:
-        tail = reader.read(path, shard.size - length, length - asked) + tail
-    footer = tail[-length:]
-    parsed = PARSER.parse(footer, shard.size)
+        end = reader.read(path, size - length, length - asked) + end
+    return end[-length:]
+
+
+def _parse(end: bytes, shard: Shard) -> _Footer:
+    length = _announced(end, shard.size)
+    if isinstance(length, str):
+        return _Footer(shard, length)
+    parsed = PARSER.parse(end, shard.size)
     if parsed.refused is not None:
         return _Footer(shard, parsed.refused)
-    guesses.learn(shard.subset, length)
-    mark = footer_digest(footer)
-    if store is not None:
-        store.put(mark, footer)
-    return _Footer(shard, None, length, mark, parsed.schema, parsed.groups)
+    return _Footer(shard, None, length, fingerprint(end), parsed.schema, parsed.groups)
 
 
 def fetch_footer(
@@ -232,11 +251,13 @@ def fetch_footer(
 ) -> bytes | None:
     """Return the footer that was planned with, or None if the file's is another.
 
-    `size`: of the file; `length`, `digest`: of the footer. Bytes that differ are read once more.
+    `size`: of the file; `length`, `digest`: of the footer. Raises `InputError` where the bytes
+    are others each time.
     """
-    for _ in range(2):
-        footer = reader.read(path, size - length, length)
-        if footer_digest(footer) == digest:
+    for footer in reader.bodies(
+        f"{path}: footer", partial(reader.read, path, size - length, length)
+    ):
+        if fingerprint(footer) == digest:
             return footer
     return None
 

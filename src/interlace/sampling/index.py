@@ -106,6 +106,11 @@ class SubsetFooters:
         return dict(zip(bad["shard"].to_pylist(), bad["refused"].to_pylist(), strict=True))
 
     @property
+    def refused_rows(self) -> int:
+        """Rows that refused shards announce, where their footers can be read."""
+        return pc.sum(self.table.filter(pc.is_valid(self.table["refused"]))["rows"]).as_py() or 0
+
+    @property
     def num_shards(self) -> int:
         """Shards, refused ones among them."""
         return len(self.table["shard"].unique())

@@ -31,7 +31,9 @@ RULES = {
     "row_group": "within each subset row groups on a circle in random order, rows within them in "
     "random order; a row drawn uniformly, again while it is a rejected one, and what follows it both "
     "ways until floor(fraction * rows), at least min_per_subset, are kept, so that what is kept is "
-    "uniform among the rows that are not rejected, however rejections gather in some row groups",
+    "uniform among the rows that are not rejected, however rejections that the footers foretell "
+    "gather in some row groups; rows lost to damage that is found on reading make the others of their "
+    "row group somewhat less likely",
     "first": "the first rows of each subset, as the released code takes them: floor(fraction * "
     "rows), at least min_per_subset; rejected rows replaced by those that follow",
 }
@@ -249,6 +251,7 @@ def _finished(
         "footer_bytes": planned["footer_bytes"],
         "shards": planned["shards"],
         "refused_shards": len(planned["refused"]),
+        "refused_rows": planned.get("refused_rows", 0),  # no plan of before has it
         "refused": planned["refused"],
     }
 

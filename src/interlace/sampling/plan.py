@@ -164,6 +164,7 @@ def _subset(subset: SubsetFooters, settings: dict[str, Any]) -> dict[str, Any]:
         "footer_bytes": sum(footers.values()),
         "too_large": int((subset.groups["unpacked"] > MOST_UNPACKED).sum()),
         "refused": subset.refused,
+        "refused_rows": subset.refused_rows,
         "fingerprint": subset.fingerprint,
     }
 

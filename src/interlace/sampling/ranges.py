@@ -2,11 +2,12 @@
 
 import datetime
 import email.utils
+import hashlib
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from interlace.errors import InputError
@@ -25,6 +26,15 @@ class ShortBody(OSError):
     """A server that sent fewer bytes than were asked for."""
 
 
+class OtherRange(OSError):
+    """A server that says that it sent other bytes than were asked for."""
+
+
+def fingerprint(data: bytes) -> str:
+    """Return what tells bytes from any other, spoiled or of another version of their file."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def range_ignored(path: str, start: int, end: int, answer: str) -> InputError:
     """Return what is said of a server that sends more than the bytes from `start` to `end`."""
     return InputError(
@@ -38,7 +48,7 @@ class RangeReader:
     """Reads byte ranges through one fsspec filesystem; safe to share between threads.
 
     `requests` counts every attempt, `received` the bytes of whole bodies, `failed` the attempts
-    that were tried again.
+    that were tried again, be it for a body of no use.
     """
 
     def __init__(self, filesystem: Any, retries: int = 8) -> None:
@@ -88,6 +98,36 @@ class RangeReader:
             wait=self._stopped.wait,
         )
 
+    def bodies(
+        self, what: str, read: Callable[[], bytes], seen: str | None = None
+    ) -> Iterator[bytes]:
+        """Yield `read()`, and again each time that the caller could make no use of the last.
+
+        A network may spoil bytes and keep their number. Ends where a body is the one before it, or
+        at first has the `fingerprint` `seen`: so it lies there. Raises `InputError`, one line that
+        begins with `what`, where none is after as many more as there are retries, at least one,
+        since one body alone tells nothing.
+        """
+        again = max(1, self._retries)
+        for number in range(again + 1):
+            data = read()
+            if seen is not None and fingerprint(data) == seen:
+                return
+            yield data
+            if number == again:
+                break
+            seen = fingerprint(data)
+            with self._lock:
+                self.failed += 1
+            # The second is asked for at once: most often it is the first again.
+            if number and self._stopped.wait(_backoff(number - 1)):
+                break
+        raise InputError(
+            f"{what}: {number + 1} answers of the right length, each with other bytes and none of "
+            "use; what is between here and the server spoils them: run again to go on from here, "
+            "raise data.retries or use a local copy"
+        )
+
     def stop(self) -> None:
         """Wait no longer: what failed and would be tried again, in any thread, fails for good."""
         self._stopped.set()
@@ -102,14 +142,14 @@ def persist(
 ) -> T:
     """Return `attempt()`, tried again after a passing failure, at most `retries` times.
 
-        Passing are 408, 429, 5xx, broken connections, time-outs and short bodies. The wait doubles
-        from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
-        in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them, `wait`
-    in place of `time.sleep`; if it returns True, that was the last attempt.
+    Passing are 408, 429, 5xx, broken connections, time-outs and short bodies. The wait doubles
+    from `FIRST_WAIT_S` to `LONGEST_WAIT_S` with jitter, unless the server names one (Retry-After
+    in seconds or as a date, or the hub's RateLimit header). `failed` is called at each of them,
+    `wait` in place of `time.sleep`; if it returns True, that was the last attempt.
 
-        Raises `InputError`, one line that begins with `what`: at once for a file that is not there,
-        that may not be read or that the server refuses otherwise, else for the last failure. Other
-        errors pass through. No cause is chained to it, since that may name a signed address.
+    Raises `InputError`, one line that begins with `what`: at once for a file that is not there,
+    that may not be read or that the server refuses otherwise, else for the last failure. Other
+    errors pass through. No cause is chained to it, since that may name a signed address.
     """
     for number in range(retries + 1):
         try:
@@ -173,6 +213,10 @@ def _wait(error: BaseException, number: int) -> float:
     asked = _asked_for(headers) if headers else None
     if asked is not None:
         return min(asked, LONGEST_RETRY_AFTER_S) + random.uniform(0, FIRST_WAIT_S)
+    return _backoff(number)
+
+
+def _backoff(number: int) -> float:
     return min(FIRST_WAIT_S * 2**number, LONGEST_WAIT_S) * random.uniform(0.5, 1)
 
 

@@ -6,20 +6,22 @@ tokens. The released code stops at start L-k-1, so that no window holds the last
 Layout and starts: pmadinei/Interlace, src/get_hidden_states.py. No torch.
 """
 
+import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interlace.errors import InputError
-from interlace.io import digest, file_digest, read_json, write_json
+from interlace.io import digest, file_digest, folder_digest, read_json, write_json
 from interlace.provenance import stamp
 from interlace.scoring.packs import write_packs
-from interlace.scoring.released_files import SIZES, SUFFIX
+from interlace.scoring.released_files import SIZES, measured_as
 from interlace.scoring.store import Windows, read_windows, window_list, write_windows
 from interlace.selection.scores import COSINE_LIMIT
-from interlace.stamps import weights_record
+from interlace.stamps import WEIGHTS
 
 SUBSET = "imported"  # the layout does not say which sample a mean is of
 
@@ -47,8 +49,10 @@ def import_released(
 ) -> None:
     """Make `windows.parquet` and the packs of `out_dir` from three released `files`.
 
-    Token counts are unknown: per-sample means are all there is. Raises `InputError` for a file of
-    another depth, a missing start, lists of unequal length and a mean that is not a number.
+    Token counts are unknown: per-sample means are all there is. So are the weights that they were
+    measured on; `imported_for` is the digest of those of `model_path`. Raises `InputError` for a
+    file of another depth, a start that is missing or there twice, lists of unequal length and a
+    mean that is not a number.
     """
     windows = window_list(num_layers, SIZES)
     means: dict[tuple[int, int], list[float]] = {}
@@ -70,27 +74,26 @@ def import_released(
         if window in means:
             # As the file will hold them, so that the packs agree with it to the last digit.
             sums[:, index, 0], sums[:, index, 1] = np.float32(means[window]), 0.0
-    weights = weights_record(model_path)
-    revision = weights["model_digest"]
     sources = {Path(file).name: file_digest(file) for file in files}
     info = {
         "num_layers": num_layers,
         "model": model_key,
-        **weights,
+        "model_digest": None,
+        "imported_for": folder_digest(model_path, WEIGHTS),
         "text": "unknown",
         "counts_known": False,
         "convention": "per-sample means from files in the released code's layout; what text they "
-        "are of is not in them",
+        "are of, and what weights they were measured on, is not in them",
         "settings": {"imported": sources},
         "imported_from": sorted(
-            {_measured_as(Path(file).name, size) for size, file in zip(SIZES, files, strict=True)}
+            {measured_as(file, size) for size, file in zip(SIZES, files, strict=True)}
         ),
         "provenance": stamp(
             "scores",
             config_digest=digest(sources),
             seed=None,
             num_samples=num_samples,
-            model_revision=revision,
+            model_revision=None,
         ),
         "left_out": [],
     }
@@ -108,18 +111,14 @@ def import_released(
     write_packs(out_dir, result)
 
 
-def _measured_as(name: str, size: int) -> str:
-    """Return the `{MODEL}_{DATASET}` of a file's name: all that tells whose scores they are.
-
-    Both may hold underscores, so that the two cannot be told apart.
-    """
-    return name.removesuffix(SUFFIX.format(size=size))
-
-
 def _read(file: Path, size: int, num_layers: int) -> dict[int, list[float]]:
     body = read_json(file)
     if not isinstance(body, dict) or not body or not all(map(_is_start, body)):
         raise InputError(f"{file}: not an object from start layers to lists of means")
+    pairs = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=list)
+    key, times = Counter(key for key, _ in pairs).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{file}: start {key} is there {times} times; keep one")
     starts = {int(key): values for key, values in body.items()}
     depth = max(starts) + 1 + size
     if depth != num_layers:

@@ -16,7 +16,7 @@ def released_names(model: str, dataset: str) -> list[str]:
 def released_files(where: str | Path) -> list[Path]:
     """Return the three files at `where`: a folder that holds them once, or what they start with.
 
-    Raises `InputError` where one is missing, or a folder holds those of several models.
+    Raises `InputError` where one is missing, or a folder holds those of several models or datasets.
     """
     where = Path(where)
     if not where.is_dir():
@@ -27,7 +27,7 @@ def released_files(where: str | Path) -> list[Path]:
                     f"{file}: no such file; a folder or a prefix of three files is needed"
                 )
         return files
-    files = []
+    files: list[Path] = []
     for size in SIZES:
         found = sorted(where.glob("*" + SUFFIX.format(size=size)))
         if len(found) != 1:
@@ -36,4 +36,18 @@ def released_files(where: str | Path) -> list[Path]:
                 "folder of one model, or the part of the names before _pack"
             )
         files += found
+    names = sorted({measured_as(file, size) for size, file in zip(SIZES, files, strict=True)})
+    if len(names) > 1:
+        raise InputError(
+            f"{where}: files of several models or datasets ({', '.join(names)}); give the folder "
+            "of one, or the part of the names before _pack"
+        )
     return files
+
+
+def measured_as(file: str | Path, size: int) -> str:
+    """Return the `{MODEL}_{DATASET}` of a file's name: all that tells whose scores they are.
+
+    Both may hold underscores, so that the two cannot be told apart.
+    """
+    return Path(file).name.removesuffix(SUFFIX.format(size=size))

@@ -133,6 +133,7 @@ def read_windows(path: str | Path) -> Windows:
         _check(info, windows, table["id"].to_pylist())
         counts = np.stack([table[name].to_numpy() for name in _COUNTS], axis=-1).astype(np.float64)
         sums = np.stack([_vectors(table[name], len(windows)) for name in _SUMS], axis=-1)
+        _check_counts(counts, sums, info["counts_known"], table["id"].to_pylist())
         angles = table[_ANGLE]
         return Windows(
             ids=table["id"].to_pylist(),
@@ -166,6 +167,27 @@ def _check(info: dict[str, Any], windows: Sequence[tuple[int, int]], ids: Sequen
         if len(set(items)) != len(items):
             twice = next(item for item in items if items.count(item) > 1)
             raise ValueError(f"the {what} {twice} is there twice")
+
+
+def _check_counts(
+    counts_N2: np.ndarray, sums_NW2: np.ndarray, known: bool, ids: Sequence[str]
+) -> None:
+    """Raise ValueError for a negative count, and for a sum over no tokens that is not 0.
+
+    Samples without tokens are in no mean: such a one would vanish from it. Imported scores may
+    lack a window (NaN).
+    """
+    sums_at_none = (counts_N2 == 0)[:, None] & (sums_NW2 != 0)
+    if not known:
+        sums_at_none &= ~np.isnan(sums_NW2)
+    bad_N2 = (counts_N2 < 0) | sums_at_none.any(1)
+    if bad_N2.any():
+        row, column = map(int, np.argwhere(bad_N2)[0])
+        what = "a sum that is not 0" if counts_N2[row, column] == 0 else "scores"
+        raise ValueError(
+            f"the sample {ids[row]} has {what} over {counts_N2[row, column]:.0f} "
+            f"{MODALITIES[column]} tokens"
+        )
 
 
 def _vectors(column: pa.ChunkedArray, width: int) -> np.ndarray:

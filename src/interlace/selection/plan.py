@@ -71,6 +71,8 @@ class LayerPlan:
         seen: set[int] = set()
         for entry in self.triplets:
             window = set(range(entry["start"], entry["start"] + entry["size"]))
+            if not _is_number(entry["score"]):
+                raise ValueError(f"the score of the window at {entry['start']} is no number")
             if seen & window:
                 raise ValueError(f"the window at {entry['start']} overlaps another")
             seen |= window
@@ -101,6 +103,9 @@ class LayerPlan:
             raise ValueError("`ratio` is no number")
         if not isinstance(self.calibration, dict | None):
             raise ValueError("`calibration` is no object")
+        for key in ("text", "modality", "subsets", "num_samples"):
+            if self.calibration is not None and key not in self.calibration:
+                raise ValueError(f"`calibration` lacks `{key}`")
         for measure in self.measures:
             values = [value for value in measure["values"] if value is not None]
             if not all(map(_is_number, values)):
@@ -177,8 +182,8 @@ def make_plan(
     `scores`, `removals`, `losses` and `base_loss` are what a `Request` holds. `num_deepstack` is
     the number of leading decoder positions after which the model adds visual features: dropping
     one of those layers is warned of. Raises `InputError` for an unknown method or reading, a ratio
-    that drops none or more than a third, protected layers that do not exist or leave too few, and
-    missing scores.
+    that drops none or more than a third, a choice that drops none, protected layers that do not
+    exist or leave too few, and missing scores.
     """
     if method not in METHODS:
         raise InputError(f"experiments.method: `{method}` is none of {', '.join(METHODS)}")
@@ -219,11 +224,15 @@ def make_plan(
         Request(num_layers, count, reading, seed, protected, scores, removals, losses, base_loss)
     )
     drop, tune = sorted(choice.drop), sorted(choice.tune)
-    how, calibration = choice.how_reached, None
+    if count and not drop:
+        raise InputError(
+            f"experiments.method: {method} finds no layer to drop, {count} are asked for; set "
+            "plan.reading: paper, or protect fewer layers"
+        )
+    calibration, warnings = None, list(choice.warnings)
     if scores is not None and chosen.needs_scores:
-        calibration = scores.calibration
-        if reading == "released" and calibration.get("text") == "conversation":
-            how += "; scores are of whole conversations, where the released code reads the first prompt"
+        calibration = scores.calibration or None
+        warnings += _scores_warnings(scores.calibration, reading)
     plan = LayerPlan(
         model=model,
         method=method,
@@ -235,17 +244,34 @@ def make_plan(
         freeze=[layer for layer in range(num_layers) if layer not in {*drop, *tune}],
         reading=reading,
         seed=seed,
-        how_reached=how,
+        how_reached=choice.how_reached,
         protect=sorted(protected),
         calibration=calibration,
         scores_digest=scores.digest if scores is not None and chosen.needs_scores else None,
         triplets=choice.triplets,
         order=choice.order,
         measures=choice.measures,
-        warnings=[*choice.warnings, *_deepstack_warning(drop, num_deepstack)],
+        warnings=[*warnings, *_deepstack_warning(drop, num_deepstack)],
     )
     plan.validate()
     return plan
+
+
+def _scores_warnings(calibration: Mapping[str, Any], reading: str) -> list[str]:
+    """Say what is not known of scores, and where they are not what the reading goes by."""
+    warnings = []
+    names = calibration.get("imported_from")
+    if names:
+        warnings.append(
+            f"scores were imported from files of {', '.join(names)}; which weights they were "
+            "measured on is not recorded"
+        )
+    if reading == "released" and calibration.get("text") == "conversation":
+        warnings.append(
+            "scores are of whole conversations, the released code scored prompts only "
+            "(scoring.text: prompt)"
+        )
+    return warnings
 
 
 def _deepstack_warning(drop: Sequence[int], num_deepstack: int) -> list[str]:
@@ -276,10 +302,10 @@ def write_plan(
     """Write the plan to `out` (JSON) and its sheet to `sheet` (default: beside it, `.md`).
 
     `windows` (windows.parquet), `sleb` (sleb.json) and `losses` (block_losses.json) are read where
-    given, and refused where they are of other weights than the base's; the method says which it
-    needs. `base_config` is the base's folder, or its `config.json` (then no weights are compared).
-    `settings`: `reading`, `protect`, `modality`, `subsets`.
-    Loads no torch.
+    given, and refused where they were measured on other weights than the base's (imported scores do
+    not tell theirs); the method says which it needs. `base_config` is the base's folder, or its
+    `config.json` (then no weights are compared). `settings`: `reading`, `protect`, `modality`,
+    `subsets`. Loads no torch.
     """
     depth = decoder.num_layers(base_config)
     scores = None
@@ -287,10 +313,8 @@ def write_plan(
     if windows is not None:
         modality, subsets = settings.get("modality") or "all", settings.get("subsets")
         scores = read_scores(windows, model_key, depth, modality, subsets)
-        mend = "score this model again"
-        if "imported_from" in scores.calibration:
-            mend = "import scores of these weights, or measure (models.<key>.scores: null)"
-        check_weights(windows, scores.weights, base_config, mend)
+        if "imported_from" not in scores.calibration:
+            check_weights(windows, scores.weights, base_config, "score this model again")
     if sleb is not None:
         found = read_removals(sleb, model_key, depth)
         check_weights(sleb, found.weights, base_config, "search again")

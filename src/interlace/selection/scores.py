@@ -81,10 +81,11 @@ class ScoreTable:
 
     def _by_start(self, means: Means, size: int, last: bool) -> list[float | None]:
         if size not in means:
-            sizes = sorted(means)
+            longer = all(size > held for held in means)
+            setting = f"set scoring.max_window to {size} or more and " if longer else ""
             raise InputError(
-                f"{self.source}: holds windows of {sizes[0]} to {sizes[-1]} layers, needed are those "
-                f"of {size}; set scoring.max_window to {size} or more and score this model again"
+                f"{self.source}: holds windows of {', '.join(map(str, sorted(means)))} layers, needed "
+                f"are those of {size}; {setting}score this model again"
             )
         scores = list(means[size]) if last else [*means[size][:-1], None]
         for start, score in enumerate(scores):
@@ -132,6 +133,8 @@ def read_scores(
     counts_N = found.counts[rows][:, columns].sum(1)
     sums_NW, counts_N = sums_NW[counts_N > 0], counts_N[counts_N > 0]
     if not len(counts_N):
+        if modality == "all":
+            raise InputError(f"{name}: no sample has tokens; score this model again")
         raise InputError(
             f"plan.modality: {name} holds no sample with {modality} tokens; set plan.modality: all"
         )

@@ -169,8 +169,8 @@ def impossible(request: Request) -> str:
     count, layers = request.num_dropped, request.num_layers
     if request.protect:
         return (
-            f"plan.protect: {sorted(request.protect)} leaves no {count} disjoint windows of "
-            f"{layers} layers; protect fewer layers or lower experiments.ratios"
+            f"plan.protect: {sorted(request.protect)} leaves no {count} disjoint triplets "
+            f"in {layers} layers; protect fewer layers or lower experiments.ratios"
         )
     return (
         f"experiments.ratios: {layers} layers have no {count} disjoint triplets that plan.reading "

@@ -34,8 +34,8 @@ class Fit:
 
     `recipe` has no `auto` left in its memory levers, `deepspeed` is its file. `work` is the run's
     folder, `processor` has its image sizes, `records` are its samples. `budget` tokens of a packed
-    row, `rows` of a padded micro-batch: those of the configuration, or fewer where a run of this
-    kind went out of memory before (`smaller`). `configured` is the largest of the one that the
+    row, `rows` of a padded micro-batch: those of the configuration, or fewer where this run, with
+    these levers, went out of memory before (`smaller`). `configured` is the largest of the one that the
     recipe uses. `notes`: a line for each lever that could not be had.
     """
 
@@ -107,11 +107,12 @@ def fit_memory(job: dict[str, Any], plan: dict[str, Any], world_size: int) -> Fi
     recipe, notes = settle(resolve(settings), read_config(job["base"]), precision)
     records = load_records(job["samples"])
     work = work_folder(job, plan, world_size, records.ids)
-    smaller, kept = MicroBatchMemory(work), kept_sharding(work)
     processor = load_processor(job["base"], settings.get("min_pixels"), settings.get("max_pixels"))
     most = settings.get("max_length") or 8192
     longest = min(most, longest_sample(job["samples"], getattr(processor, "image_processor", None)))
     tokens, micro_batch = settings.get("pack_tokens") or most, settings["micro_batch"]
+    configured = tokens if recipe.packing else micro_batch
+    smaller = MicroBatchMemory(work, {**recipe.levers(), "size": configured})
     budget, rows = smaller.smaller(tokens), smaller.smaller(micro_batch)
     shape = model_shape(job["base"])
     on = (settings.get("kd") or {}).get("match", "logits")
@@ -127,7 +128,7 @@ def fit_memory(job: dict[str, Any], plan: dict[str, Any], world_size: int) -> Fi
             distilled=None if loss == "ce" else on, fused=torch.cuda.is_available(),
         )  # fmt: skip
 
-    was_auto = recipe.sharding == "auto"
+    was_auto, kept = recipe.sharding == "auto", kept_sharding(work)
     available, host = memory.available_bytes(settings.get("processes", 1), job.get("mem_mb"))
     if chosen := job.get("chosen"):
         recipe = replace(recipe, **chosen)
@@ -155,7 +156,7 @@ def fit_memory(job: dict[str, Any], plan: dict[str, Any], world_size: int) -> Fi
         why=choice.why,
         budget=budget,
         rows=rows,
-        configured=tokens if recipe.packing else micro_batch,
+        configured=configured,
         smaller=smaller,
         work=work,
         deepspeed=files.get(choice.sharding),

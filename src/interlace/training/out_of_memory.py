@@ -3,8 +3,9 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from interlace.errors import InputError
 from interlace.io import read_json, write_json
@@ -20,15 +21,22 @@ class OutOfMemory(InputError):
 class MicroBatchMemory:
     """How many times smaller than configured micro-batches must be, after running out of memory.
 
-    Kept beside the work folder (`<work>.memory.json`), whose name stands for the settings: with
-    other settings, or without a record, `divisor` is 1. A run that fails for another reason leaves
-    it as it is. What an optimizer step takes stays the same: there are more micro-batches in it.
+    Kept beside the work folder (`<work>.memory.json`), whose name stands for the settings that decide
+    the weights. Those that decide the need of memory (levers, configured size) are no part of it,
+    and are noted as `under`: with others, which may be what the error advised, or without a note,
+    `divisor` is 1. A run that fails for another reason leaves it as it is. What an optimizer step
+    takes stays the same: there are more micro-batches in it.
     """
 
-    def __init__(self, work: str | Path):
+    def __init__(self, work: str | Path, under: Mapping[str, Any]):
+        """`under`: levers as configured, `auto` not settled (free memory may settle it otherwise in
+        the next attempt), and the configured `size`; as JSON has them.
+        """
         work = Path(work)
         self.path = work.with_name(f"{work.name}.memory.json")
-        self.divisor = int(read_json(self.path)["divisor"]) if self.path.exists() else 1
+        self._under = dict(under)
+        noted = read_json(self.path) if self.path.exists() else {}
+        self.divisor = int(noted["divisor"]) if noted.get("under") == self._under else 1
 
     def smaller(self, size: int) -> int:
         """Return the size to use for the configured one, in samples or tokens; 1 at least."""
@@ -44,7 +52,7 @@ class MicroBatchMemory:
             return None
         # A name of its own for each writer: two ranks must not rename each other's file.
         mine = self.path.with_name(f"{self.path.name}.{socket.gethostname()}-{os.getpid()}")
-        write_json(mine, {"divisor": 2 * self.divisor})
+        write_json(mine, {"divisor": 2 * self.divisor, "under": self._under})
         mine.replace(self.path)
         return max(1, size // (2 * self.divisor))
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from interlace.data.collate import IGNORED
 from interlace.decoder.checkpoint import sync
 from interlace.errors import InputError
 from interlace.io import read_json, remove, write_json
@@ -84,11 +85,13 @@ class LayerTrainer(Trainer):
     """A Trainer whose batch is a `Step`, whose loss is the weighted sum that the step states.
 
     `loss` computes that of one micro-batch. Samples that were left out, by any rank, are collected in
-    `failures`, by name; more than `max_failed_share` of all samples (one at least) end the run. A
+    `failures`, by name; more than `max_failed_share` of the drawn samples end the run (a share above
+    0 allows for one at least). A
     micro-batch whose loss is NaN or infinite is left out of its step with all of its samples, and
     loss and gradient are those of what is left; under DeepSpeed it ends the run, since an engine
     must not miss a backward pass. The loss of a step of which nothing is left is None. `counts` is what this
-    rank's collator counted, `seconds` how long training took, both over all attempts.
+    rank's collator counted, but what was left out for its loss stands under `dropped_not_finite`;
+    `seconds` is how long training took. Both are over all attempts and epochs.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class LayerTrainer(Trainer):
         self._max_failed_share, self._now = max_failed_share, now
         self.remove_callback(PrinterCallback)
         self.failures: dict[str, str] = {}
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(dropped_not_finite=0)
         self.seconds = 0.0
         self._begun = time.monotonic()
         self._rate = 0.0
@@ -203,6 +206,12 @@ class LayerTrainer(Trainer):
             for name in micro_batch.ids
             if name not in guilty
         ]
+        self.counts.update(dropped_not_finite=len(micro_batch.ids))
+        self.counts.subtract(
+            samples=len(micro_batch.ids),
+            tokens=int((micro_batch.owners >= 0).sum()),
+            supervised_tokens=int((micro_batch.labels != IGNORED).sum()),
+        )
         self._note_failures(failures)
 
     def _note_failures(self, failures: list[Failure]) -> None:
@@ -210,10 +219,10 @@ class LayerTrainer(Trainer):
             if failure.id not in self.failures and self.is_world_process_zero():
                 print(f"sample left out: {failure.text}", file=sys.stderr, flush=True)
             self.failures.setdefault(failure.id, failure.text)
-        limit = max(1, self._max_failed_share * len(self.train_dataset))
-        if len(self.failures) > limit:
+        share, num_drawn = self._max_failed_share, self.sampler.num_drawn
+        if len(self.failures) > (max(1, share * num_drawn) if share else 0):
             raise InputError(
-                f"{len(self.failures)} of {len(self.train_dataset)} samples cannot be used, first"
+                f"{len(self.failures)} of {num_drawn} drawn samples cannot be used, first"
                 f" {next(iter(self.failures.values()))}; mend the samples, lower"
                 " finetune.learning_rate where a loss is not finite, or raise"
                 " finetune.max_failed_share"

@@ -100,8 +100,13 @@ def _tune(
     counts = dict(trainer.counts)
     if world_size > 1:
         counts = _sum_over_ranks(counts)
-    if not counts.get("samples"):
-        raise InputError(f"{job['samples']}: no sample could be used; see what was left out above")
+    steps = logged_steps(trainer)
+    shown = [step["loss"] for step in steps if step["loss"] is not None]
+    if not shown:
+        raise InputError(
+            f"{job['samples']}: no sample could be used, no step has a loss; see what was left out"
+            " above"
+        )
     now.step = "saving the checkpoint"
     setup.restore()
     stock = load_processor(job["base"])  # a checkpoint keeps the base's image sizes
@@ -109,9 +114,8 @@ def _tune(
     state_dict, probe = _weights(trainer, job["settings"]["precision"], stock)
     unset_hf_deepspeed_config()  # else the reload below would be partitioned
     if rank == 0:
-        out, steps = Path(job["out"]), logged_steps(trainer)
+        out = Path(job["out"])
         info["provenance"]["num_samples"] = trainer.sampler.num_drawn - len(trainer.failures)
-        shown = [step["loss"] for step in steps if step["loss"] is not None] or [None]
         notes = [*fit.notes, *setup.notes]
         info["training"] = {
             **{key: value for key, value in job["settings"].items() if key != "deepspeed_offload"},
