@@ -94,7 +94,8 @@ def test_a_reading_that_ended_goes_on_with_the_shard_it_was_at(tmp_path):
     found, _ = read(address, tmp_path / "cache")
     assert set(found) == set(names)
     again = {path.split("/")[-2] for path, *_ in FlakyFileSystem.log}
-    assert again == set(names[2:])
+    # Its thread may have read the next one before the reading ended.
+    assert {names[2]} <= again <= set(names[2:])
 
 
 def test_a_shard_of_another_size_is_read_again(tmp_path):
