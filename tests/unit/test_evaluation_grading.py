@@ -14,9 +14,18 @@ import pytest
 
 from interlace.demo.grader import running_grader
 from interlace.errors import InputError
-from interlace.evaluation import cost, grader_client, grading, judging, kit, scores, scoring
+from interlace.evaluation import (
+    cost,
+    grader_client,
+    grading,
+    judging,
+    kit,
+    scores,
+    scoring,
+)
 from interlace.evaluation.benchmarks import BENCHMARKS
 from interlace.evaluation.prepare import prepare_benchmarks
+from interlace.evaluation.questions import prompt_version
 from interlace.provenance import versions
 from tests.faulty_grader import (
     GRADE,
@@ -461,12 +470,12 @@ def test_prompts_have_a_version_that_follows_their_words(monkeypatch):
     kit.load_vlmeval()
     from vlmeval.dataset import miabench
 
-    found = {judging.prompt_version(BENCHMARKS[n]) for n in ("MIABench", "POPE", "AI2D")}
+    found = {prompt_version(BENCHMARKS[n]) for n in ("MIABench", "POPE", "AI2D")}
     assert len(found) == 3
-    assert judging.prompt_version(BENCHMARKS["MMBench"]) in found
+    assert prompt_version(BENCHMARKS["MMBench"]) in found
     before = miabench.generate_prompt
     monkeypatch.setattr(miabench, "generate_prompt", lambda row: before(row) + " Please.")
-    assert judging.prompt_version(BENCHMARKS["MIABench"]) not in found
+    assert prompt_version(BENCHMARKS["MIABench"]) not in found
 
 
 def test_the_demos_rules_grade_and_extract_as_what_they_are(lmu, tmp_path):

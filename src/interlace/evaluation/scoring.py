@@ -56,20 +56,15 @@ def score_predictions(
         rows = len(dataset.data)
         if not benchmark.exact_matching:
             return _record("none", EXACT, 0, None, rows)
-        from interlace.evaluation.judging import questions
+        from interlace.evaluation.questions import questions
 
         return _record(EXACT, EXACT, rows, len(questions(benchmark, dataset, table, EXACT)), rows)
 
 
 def _graded(benchmark: Benchmark, dataset: Any, table: Path, grader: Grader) -> dict[str, Any]:
-    from interlace.evaluation.judging import (
-        Judge,
-        Replies,
-        judged_by,
-        prompt_version,
-        questions,
-        unparsed,
-    )
+    from interlace.evaluation.judging import Judge, judged_by
+    from interlace.evaluation.questions import prompt_version, questions, unparsed
+    from interlace.evaluation.replies import Replies
 
     kit.load_vlmeval()
     asked = questions(benchmark, dataset, table, grader.model)
