@@ -60,8 +60,7 @@ def encode(record: Record, processor: Any, max_length: int | None = None) -> dic
     `IGNORED` elsewhere. A text such as "<|im_start|>assistant" that a user or an assistant writes
     is encoded as plain text, never as the control token, and so opens no span. Where a processor
     cannot do that (Idefics3's with an image; a tokenizer that adds its own first token; all of older
-    transformers), a space
-    behind the first character of each control token in the text breaks it.
+    transformers), a space behind the first character of each control token in the text breaks it.
 
     `processor` may be a bare tokenizer, as text-only models have: its template gets the turns as
     strings, and a record with images is refused.

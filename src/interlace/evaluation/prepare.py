@@ -40,7 +40,8 @@ def prepare_benchmark(dataset: str, data_root: Path, source: str) -> None:
 
     Raises InputError, naming file and row, for a TSV that is missing, cannot be read, lacks a
     column, has an empty index, two that vlmeval reads alike, one that it reads as another number or
-    that leads out of the folder of images, an image that does not decode, or what its benchmark cannot be scored with: two splits, or an odd index or rotation of MMBench.
+    that leads out of the folder of images, an image that does not decode, or what its benchmark
+    cannot be scored with: two splits, or an odd index or rotation of MMBench.
     """
     benchmark = by_dataset(dataset)
     data_root = Path(data_root)
@@ -154,28 +155,25 @@ def _check_table(tsv: Path, benchmark: Benchmark) -> pd.Series:
             f"{tsv}: column {', '.join(missing)} is missing; {benchmark.name} needs "
             f"{', '.join(benchmark.columns)}"
         )
-    names = [name for name in ("index", "image_path") if name in columns]
+    names = [name for name in ("index", "image_path", "split") if name in columns]
     try:
-        index = pd.read_csv(tsv, sep="\t", usecols=names, dtype=str, keep_default_na=False)
+        table = pd.read_csv(tsv, sep="\t", usecols=names, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise InputError(f"{tsv}: cannot be read ({_line(error)})") from None
-    if index.empty:
+    if table.empty:
         raise InputError(f"{tsv}: no rows")
-    _check_indices(tsv, index["index"])
-    _check_names(tsv, index)
-    if (
-        "A" in benchmark.columns
-        and "cycle_category" not in benchmark.columns
-        and "split" in columns
-    ):
-        splits = pd.read_csv(tsv, sep="\t", usecols=["split"], dtype=str)["split"].fillna("")
+    _check_indices(tsv, table["index"])
+    _check_names(tsv, table.drop(columns="split", errors="ignore"))
+    is_choice = "A" in benchmark.columns and "cycle_category" not in benchmark.columns
+    if is_choice and "split" in table:
+        splits = table["split"]
         other = splits.index[(splits != splits[0]) | (splits == "")]
         if len(other):
             raise InputError(
                 f"{tsv}: row {other[0] + 2}: column split is '{splits[other[0]]}'; without the same "
                 f"one in all rows ('{splits[0]}' in row 2) there is no single score"
             )
-    return index["index"]
+    return table["index"]
 
 
 def _check_names(tsv: Path, names: pd.DataFrame) -> None:
@@ -250,9 +248,8 @@ def _build(dataset: str, tsv: Path) -> Any:
     try:
         return kit.build_dataset(dataset)
     except (OSError, ValueError, SyntaxError):
-        _check_pictures(
-            tsv
-        )  # above 1 GB vlmeval decodes all of them, and does not say which failed
+        # Above 1 GB vlmeval decodes all of them, and does not say which failed.
+        _check_pictures(tsv)
         raise
     except AssertionError:
         raise InputError(

@@ -19,10 +19,11 @@ def predict_reference(
 ) -> None:
     """Let VLMEvalKit's loop answer the rows that `store` lacks; each is added as it is answered.
 
-    To be called in a `kit_environment`. What is added is what the model returned. The loop's own files are torn by a kill, and an empty
-    answer or one that looks like a number does not come back from them as it was: they are written
-    beside the store, never read, and removed by the next attempt. Sampling draws from a generator
-    seeded by `seed` and the row, so that an interrupted run says what an uninterrupted one says.
+    To be called in a `kit_environment`. What is added is what the model returned. The loop's own
+    files are torn by a kill, and an empty answer or one that looks like a number does not come back
+    from them as it was: they are written beside the store, never read, and removed by the next
+    attempt. Sampling draws from a generator seeded by `seed` and the row, so that an interrupted run
+    says what an uninterrupted one says.
     """
     from vlmeval.inference import infer_data_job
 

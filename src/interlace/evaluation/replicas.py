@@ -159,8 +159,8 @@ class _Replica:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = " | ".join(line.strip() for line in lines[-_TAIL_LINES:] if line.strip())
         return (
-            f"{self.name} ended before its rows were done ({how}); run again to go on. The end of its log: "
-            f"{said[-_TAIL_CHARACTERS:] or 'empty'}"
+            f"{self.name} ended before its rows were done ({how}); run again to go on. The end of its "
+            f"log: {said[-_TAIL_CHARACTERS:] or 'empty'}"
         )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from interlace.errors import InputError
 from interlace.evaluation.benchmarks import Benchmark, get_benchmark
 from interlace.evaluation.intervals import bootstrap_interval
 from interlace.evaluation.outcomes import write_outcomes
 from interlace.evaluation.prepare import read_record
 from interlace.evaluation.settings import check_settings, deciding, generation
-from interlace.io import atomic_path, claimed, digest, disk_full_told, write_json
+from interlace.io import atomic_path, claimed, digest, disk_full_told, read_json, write_json
 from interlace.provenance import stamp, versions
 from interlace.stamps import checkpoint_digest
 
@@ -37,8 +38,8 @@ def evaluate(
     `settings` is the config's `evaluation` section; `dtype` (float32) and `attention` (sdpa) say how
     the checkpoint is loaded, `modes[mode]` how many tokens it may generate. `seed` draws the
     intervals, `sampling_seed` (by default the same) what is sampled. Predictions lie under `work/`
-    in `out_dir`, keyed by checkpoint, benchmark and settings, and are not generated twice. Results
-    of these benchmarks that are there already are deleted first.
+    in `out_dir`, keyed by checkpoint, benchmark and settings, and are not generated twice. Results of
+    these benchmarks that are of another checkpoint or of other settings are deleted first.
 
     Raises InputError before any work for a benchmark that is unknown, not prepared or without its
     grader, where another process is at work on the same predictions, and after grading for rows
@@ -53,10 +54,10 @@ def evaluate(
     grader = grading.connect(settings.get("grader"), benchmarks)
     seeds = (seed, seed if sampling_seed is None else sampling_seed)
     revision = checkpoint_digest(checkpoint)
+    made_with = {"config_digest": digest(deciding(settings)), "model_revision": revision}
     # Else one that fails, or is killed, leaves results of another checkpoint beside its own.
     for benchmark in chosen:
-        for suffix in (".json", ".parquet"):
-            (out_dir / f"{benchmark.name}{suffix}").unlink(missing_ok=True)
+        _remove_unlike(out_dir / f"{benchmark.name}.json", made_with)
     # The key is the grader's own from here on: no child of this process needs it.
     with (
         grading.key_hidden(settings.get("grader")),
@@ -67,17 +68,29 @@ def evaluate(
         for benchmark in chosen:
             outcomes, result = job.evaluate(benchmark, records[benchmark.name], grader)
             file = out_dir / f"{benchmark.name}.json"
+            file.unlink(missing_ok=True)  # not to stand beside other outcomes than its own
             write_outcomes(file.with_suffix(".parquet"), outcomes)
             provenance = stamp(
                 "evaluation",
-                config_digest=digest(deciding(settings)),
                 seed=seed,
                 num_samples=result["num_samples"],
-                model_revision=revision,
+                **made_with,
             )
             body = {"model": model, "variant": variant, "mode": mode, "benchmark": benchmark.name}
             write_json(file, {"provenance": provenance, **body, **result})
             print(f"{model} {variant} {mode} {benchmark.name}: {result['score']:.2f}", flush=True)
+
+
+def _remove_unlike(result: Path, made_with: dict[str, str]) -> None:
+    """Remove a result with its outcomes unless its provenance agrees with `made_with`."""
+    try:
+        provenance = read_json(result)["provenance"]
+        if all(provenance[key] == value for key, value in made_with.items()):
+            return
+    except (InputError, OSError, LookupError, TypeError):
+        pass  # missing, or nothing that we wrote
+    result.unlink(missing_ok=True)
+    result.with_suffix(".parquet").unlink(missing_ok=True)
 
 
 class _Job:

@@ -28,9 +28,10 @@ def score_predictions(
 ) -> dict[str, Any]:
     """Let vlmeval score `folder/predictions.tsv`; return the `grader` record of a result.
 
-    To be called in a `kit_environment`. `dataset` is vlmeval's, over the same rows. Whatever else lies in `folder` from an attempt before
-    is deleted, since vlmeval takes any file it finds for its own; a grader's replies that could be
-    read are kept there, and only the others are asked for again.
+    To be called in a `kit_environment`. `dataset` is vlmeval's, over the same rows. Whatever else
+    lies in `folder` from an attempt before is deleted, since vlmeval takes any file it finds for its
+    own; a grader's replies that could be read are kept there, and only the others are asked for
+    again.
 
     The record: `kind` (none, exact_matching, openai or demo: who read the answers), `model`,
     `prompt` (VLMEvalKit's version and a digest of its prompts), `answers` (rows that `kind` read),

@@ -1,11 +1,10 @@
 """Whether results may stand in one table: generated and graded in the same way."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from interlace.errors import InputError
-from interlace.io import read_json
 from interlace.reporting.resamples import unlike_questions
 from interlace.reporting.results import Results, Score
 
@@ -26,12 +25,16 @@ def check_alike(results: Results) -> None:
     devices: dict[tuple[str, str], tuple[Score, Mapping[str, Any]]] = {}
     graders: dict[str, tuple[Score, Mapping[str, Any]]] = {}
     asked: dict[tuple[str, str, str], tuple[Score, Any]] = {}
-    recorded: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
+    revisions: dict[tuple[str, str], tuple[Score, Mapping[str, Any]]] = {}
+    versions: dict[tuple[str, ...], tuple[Score, Mapping[str, Any]]] = {}
     for model, variant, mode, benchmark, score in _scores(results):
-        for section, owner, found in _recorded(score):
-            key = (model, variant) if owner == "variant" else (model, benchmark)
-            for name, value in found.items():
-                _compare(section, (score, {name: value}), recorded, (section, name, *key))
+        if score.revision is not None:
+            found = {"model_revision": score.revision}
+            _compare("provenance", (score, found), revisions, (model, variant))
+        for name in ("vlmeval", "transformers"):
+            if score.versions.get(name) is not None:
+                found = {name: score.versions[name]}
+                _compare("provenance.versions", (score, found), versions, (model, benchmark, name))
         settings = dict(score.generation)
         limit = {"max_new_tokens": settings.pop("max_new_tokens", None)}
         if settings:
@@ -58,21 +61,6 @@ def _scores(results: Results) -> Iterator[tuple[str, str, str, str, Score]]:
     for (model, variant, mode), found in results.scores.items():
         for benchmark, score in found.items():
             yield model, variant, mode, benchmark, score
-
-
-def _recorded(score: Score) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (section, of what it has to be the same, values) of what a result's file records."""
-    if not score.files:
-        return
-    body = read_json(score.files[0])
-    provenance = body.get("provenance") or {}
-    yield "provenance", "variant", _known(provenance, ("model_revision",))
-    versions = _known(provenance.get("versions") or {}, ("vlmeval", "transformers"))
-    yield "provenance.versions", "benchmark", versions
-
-
-def _known(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: record[name] for name in names if record.get(name) is not None}
 
 
 def _compare(section: str, made: tuple[Score, Mapping[str, Any]], known: dict, key: Any) -> None:

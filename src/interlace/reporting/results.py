@@ -24,8 +24,8 @@ class Score:
     answers that could not be read, were empty, or ended at the limit on new tokens; None if not
     recorded. `files`: the results it was read from, and `outcomes` the Parquet files beside them,
     none if one lacks its own. `tsv`: md5 of the benchmark's file. `device`: what it was generated on,
-    cuda or cpu. `by_seed`: where it is a mean over seeds, the score of each (the run's own seed is
-    None).
+    cuda or cpu; `revision` its checkpoint, `versions` those of packages. `by_seed`: where it is a mean over
+    seeds, the score of each (the run's own seed is None).
     """
 
     value: float
@@ -47,6 +47,8 @@ class Score:
     outcomes: tuple[Path, ...] = ()
     tsv: str | None = None
     device: str | None = None
+    revision: str | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
     by_seed: Mapping[int | None, float] = field(default_factory=dict)
 
     def asked_like(self, other: "Score") -> bool:
@@ -146,6 +148,7 @@ def _score(body: dict[str, Any], file: Path) -> Score:
     low, high = _interval(body.get("interval"), file)
     grader = body.get("grader") or {}
     generation = body.get("generation") or {}
+    provenance = body.get("provenance") or {}
     rows, empty, finished = (
         body.get(key) for key in ("num_samples", "empty_predictions", "finished_share")
     )
@@ -170,6 +173,8 @@ def _score(body: dict[str, Any], file: Path) -> Score:
         outcomes=(outcomes,) if outcomes.exists() else (),
         tsv=(body.get("tsv") or {}).get("md5"),
         device=body.get("device"),
+        revision=provenance.get("model_revision"),
+        versions=provenance.get("versions") or {},
     )
 
 

@@ -215,9 +215,14 @@ def _id(value: Any) -> str:
 
 
 def _subset_name(name: Any) -> str:
-    if not isinstance(name, str) or name.startswith(".") or re.search(r"[/\\\0]", name) or not name:
-        raise _UnusableItem("a `subset` that is no folder name")
-    if not _is_unicode(name) or len(name.encode("utf-8")) > _LONGEST_NAME:
+    if (
+        not isinstance(name, str)
+        or not name
+        or name.startswith(".")
+        or re.search(r"[/\\\0]", name)
+        or not _is_unicode(name)
+        or len(name.encode("utf-8")) > _LONGEST_NAME
+    ):
         raise _UnusableItem("a `subset` that is no folder name")
     if name in _TAKEN:
         raise _UnusableItem("a `subset` with the name of a file of ours")

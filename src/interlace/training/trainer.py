@@ -89,8 +89,8 @@ class LayerTrainer(Trainer):
     0 allows for one at least). A
     micro-batch whose loss is NaN or infinite is left out of its step with all of its samples, and
     loss and gradient are those of what is left; under DeepSpeed it ends the run, since an engine
-    must not miss a backward pass. The loss of a step of which nothing is left is None. `counts` is what this
-    rank's collator counted, but what was left out for its loss stands under `dropped_not_finite`;
+    must not miss a backward pass. The loss of a step of which nothing is left is None. `counts` is
+    what this rank's collator counted, but what was left out for its loss stands under `dropped_not_finite`;
     `seconds` is how long training took. Both are over all attempts and epochs.
     """
 

@@ -39,8 +39,8 @@ def needed(result: Result) -> dict[str, Any]:
 def check_sanity(results: Sequence[Result]) -> list[str]:
     """Return what is wrong with the results (bodies of TTFT files), and what could not be compared.
 
-    Every time is finite and positive, no stage is below 0. By variant, over its benchmarks: the decoder's time shrinks as
-    its depth does, on dense kernels. By model: two variants of equal depth on the same kernels have
+    Every time is finite and positive, no stage is below 0. By variant, over its benchmarks: the
+    decoder's time shrinks as its depth does, on dense kernels. By model: two variants of equal depth on the same kernels have
     the same speed-up, in the mean over the benchmarks and on each of them.
 
     Ratios are taken sample by sample, in logarithms, since they should be one for all samples; a
